@@ -1,0 +1,31 @@
+// Package agent carries the guest binary inside host programs, so that one file
+// installs both sides of the protocol at the same version.
+//
+// The binary is built from package guest by `make guest` (or the test runner)
+// into this directory before the host program is compiled; it is not kept in
+// version control. A host program that was compiled without it says so when it
+// first needs it.
+package agent
+
+import (
+	"embed"
+	"errors"
+	"io/fs"
+)
+
+// The directory itself is embedded, so that the package compiles without the binary.
+//
+//go:embed all:bin
+var files embed.FS
+
+// ErrMissing: this program was compiled without a guest binary.
+var ErrMissing = errors.New("this program was built without the guest binary: build it with `make build`")
+
+// Binary returns the guest's executable.
+func Binary() ([]byte, error) {
+	b, err := files.ReadFile("bin/gondolin-guest")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrMissing
+	}
+	return b, err
+}

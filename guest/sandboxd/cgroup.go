@@ -1,0 +1,147 @@
+//go:build linux
+
+package sandboxd
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// cgroupRoot holds the cgroups of all commands, so that one limit bounds them together.
+const cgroupRoot = "/sys/fs/cgroup/cmd"
+
+// maxIdleCgroups is how many empty cgroups are kept for the next commands:
+// making one costs more than the rest of a short command.
+const maxIdleCgroups = 16
+
+// cgroups gives each command a cgroup (v2), so that everything it started can
+// be ended, also what left its process group.
+type cgroups struct {
+	mu        sync.Mutex
+	idle      []*cgroup
+	lingering []*cgroup // the command ended, something it started lives on
+	made      int
+}
+
+type cgroup struct {
+	path   string
+	dir    *os.File
+	events *os.File
+}
+
+// setupCgroups makes the common cgroup with its limits. Memory is limited a
+// little below the machine's, so that a command that takes all of it is ended
+// and the agent survives.
+func setupCgroups(processes int) error {
+	if err := os.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", []byte("+pids +memory"), 0); err != nil {
+		return fmt.Errorf("enabling cgroup controllers: %w", err)
+	}
+	if err := os.Mkdir(cgroupRoot, 0o755); err != nil && !os.IsExist(err) {
+		return fmt.Errorf("making the cgroup of commands: %w", err)
+	}
+	if err := os.WriteFile(cgroupRoot+"/pids.max", []byte(strconv.Itoa(processes)), 0); err != nil {
+		return fmt.Errorf("limiting processes: %w", err)
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("sysinfo: %w", err)
+	}
+	total := info.Totalram * uint64(info.Unit)
+	limit := total - max(total/32, 24<<20)
+	if err := os.WriteFile(cgroupRoot+"/memory.max", []byte(strconv.FormatUint(limit, 10)), 0); err != nil {
+		return fmt.Errorf("limiting memory: %w", err)
+	}
+	return nil
+}
+
+// acquire returns an empty cgroup.
+func (c *cgroups) acquire() (*cgroup, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sweepLocked()
+	if n := len(c.idle); n > 0 {
+		g := c.idle[n-1]
+		c.idle = c.idle[:n-1]
+		return g, nil
+	}
+	c.made++
+	path := filepath.Join(cgroupRoot, strconv.Itoa(c.made))
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return nil, fmt.Errorf("making a cgroup: %w", err)
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	events, err := os.Open(filepath.Join(path, "cgroup.events"))
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return &cgroup{path: path, dir: dir, events: events}, nil
+}
+
+// release takes a cgroup back when its command has ended.
+func (c *cgroups) release(g *cgroup) {
+	if g == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lingering = append(c.lingering, g)
+	c.sweepLocked()
+}
+
+// sweepLocked recycles the lingering cgroups that have become empty.
+func (c *cgroups) sweepLocked() {
+	kept := c.lingering[:0]
+	for _, g := range c.lingering {
+		switch {
+		case g.populated():
+			kept = append(kept, g)
+		case len(c.idle) < maxIdleCgroups:
+			c.idle = append(c.idle, g)
+		default:
+			g.dir.Close()
+			g.events.Close()
+			_ = os.Remove(g.path)
+		}
+	}
+	clear(c.lingering[len(kept):])
+	c.lingering = kept
+}
+
+func (g *cgroup) populated() bool {
+	var buf [256]byte
+	n, err := g.events.ReadAt(buf[:], 0)
+	return n > 0 && bytes.Contains(buf[:n], []byte("populated 1")) || n == 0 && err == nil
+}
+
+// kill ends every process of the cgroup (cgroup.kill, Linux 5.14).
+func (g *cgroup) kill() error {
+	if err := os.WriteFile(filepath.Join(g.path, "cgroup.kill"), []byte("1"), 0); err != nil {
+		return fmt.Errorf("killing a cgroup: %w", err)
+	}
+	return nil
+}
+
+// oomKills counts how often the kernel ended a command for want of memory.
+func oomKills() int {
+	b, err := os.ReadFile(cgroupRoot + "/memory.events")
+	if err != nil {
+		return 0
+	}
+	for _, line := range bytes.Split(b, []byte("\n")) {
+		if v, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
+			n, _ := strconv.Atoi(string(v))
+			return n
+		}
+	}
+	return 0
+}

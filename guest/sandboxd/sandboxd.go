@@ -1,0 +1,288 @@
+//go:build linux
+
+// Package sandboxd is the guest's agent: it answers the host's requests on the
+// control port (package wire) by running commands and working on files.
+//
+// # Ownership
+//
+// Processes belong to sandboxd, not to a connection. When the host's side of
+// the port closes, commands go on, output waits in their spools, and the host
+// takes up both after the next handshake. Each stream has one goroutine that
+// closes it; each process has one that waits for it and one for each pipe.
+//
+// # Failure
+//
+// A request that fails is answered with a wire.Error; the agent itself ends
+// only when it cannot serve the session at all, and then the machine powers off
+// (package pid1) with the reason on the console.
+package sandboxd
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gondolin-go/gondolin/guest/wire"
+)
+
+// Main serves the control port until that is impossible.
+func Main(version string) {
+	err := run(context.Background(), version)
+	fmt.Fprintf(os.Stderr, "gondolin: sandboxd: %v\n", err)
+	os.Exit(1)
+}
+
+type agent struct {
+	announce wire.Announce
+	settled  bool
+	procs    *table
+	files    files
+}
+
+func run(ctx context.Context, version string) error {
+	port, err := waitPort(wire.PortControl)
+	if err != nil {
+		return err
+	}
+	a := &agent{announce: wire.Announce{Version: wire.Version, Agent: version, Kernel: kernelRelease()}, procs: newTable()}
+	for {
+		if err := a.handshake(port); err != nil {
+			return err
+		}
+		if err := a.serve(ctx, port); err != nil {
+			return err
+		}
+	}
+}
+
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// handshake announces the guest until a host has answered, and applies the answer.
+func (a *agent) handshake(port *port) error {
+	for {
+		// The write waits until a host has opened the port.
+		if err := wire.WriteHandshake(port, a.announce); err != nil {
+			return fmt.Errorf("announcing: %w", err)
+		}
+		var h wire.Hello
+		if err := wire.ReadHandshake(port, &h); err != nil {
+			continue // the host closed the port again
+		}
+		err := a.apply(&h)
+		ready := wire.Ready{}
+		if err != nil {
+			ready.Err = err.Error()
+		}
+		if werr := wire.WriteHandshake(port, ready); werr != nil {
+			return fmt.Errorf("answering the hello: %w", werr)
+		}
+		if err != nil {
+			return err
+		}
+		return nil
+	}
+}
+
+func (a *agent) apply(h *wire.Hello) error {
+	if h.Version != wire.Version {
+		return fmt.Errorf("the host speaks protocol version %d and this guest %d; start the session with the guest that comes with the host", h.Version, wire.Version)
+	}
+	if err := freshen(h); err != nil {
+		return err
+	}
+	if a.settled {
+		return nil
+	}
+	if err := settle(h); err != nil {
+		return err
+	}
+	a.settled, a.announce.Session = true, h.Session
+	return nil
+}
+
+// serve answers requests until the host closes the port.
+func (a *agent) serve(ctx context.Context, port *port) error {
+	mux, err := wire.Server(port)
+	if err != nil {
+		return err
+	}
+	defer mux.Close()
+	for {
+		stream, err := mux.AcceptStream()
+		if err != nil {
+			return nil // the port closed: wait for the next host
+		}
+		go a.answer(ctx, stream)
+	}
+}
+
+// errnoError makes the reply for a failed system call on path.
+func errnoError(path string, err error) *wire.Error {
+	errno := errnoOf(err)
+	msg := errno.Error()
+	if errno == unix.EIO && !strings.Contains(err.Error(), msg) {
+		msg = err.Error()
+	}
+	return &wire.Error{Code: wire.CodeErrno, Errno: unix.ErrnoName(errno), Path: path, Msg: msg}
+}
+
+func badRequest(format string, args ...any) *wire.Error {
+	return &wire.Error{Code: wire.CodeInvalid, Msg: fmt.Sprintf(format, args...)}
+}
+
+// answer serves one stream.
+func (a *agent) answer(ctx context.Context, stream net.Conn) {
+	defer stream.Close()
+	var req wire.Request
+	if err := wire.ReadMessage(stream, &req); err != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	switch req.Op {
+	case wire.OpStart:
+		serve(stream, &req, func(m *wire.Start) *wire.Error { return a.start(stream, m) })
+	case wire.OpAttach:
+		serve(stream, &req, func(m *wire.Attach) *wire.Error { return a.attach(stream, m) })
+	case wire.OpStdin:
+		serve(stream, &req, func(m *wire.Stdin) *wire.Error { return a.stdin(stream, m) })
+	case wire.OpSignal:
+		call(stream, &req, a.signal)
+	case wire.OpResize:
+		call(stream, &req, a.resize)
+	case wire.OpJobs:
+		call(stream, &req, func(*struct{}) (any, *wire.Error) { return wire.Jobs{Jobs: a.procs.list()}, nil })
+	case wire.OpOutput:
+		call(stream, &req, func(m *wire.Output) (any, *wire.Error) {
+			p, err := a.procs.get(m.ID)
+			if err != nil {
+				return nil, err
+			}
+			return p.output(m, closed(stream)), nil
+		})
+	case wire.OpRelease:
+		call(stream, &req, func(m *wire.ProcessRef) (any, *wire.Error) {
+			p, err := a.procs.get(m.ID)
+			if err == nil {
+				a.procs.forget(p)
+			}
+			return nil, err
+		})
+	default:
+		a.files.answer(ctx, stream, &req)
+	}
+}
+
+// call answers a request that has one reply.
+func call[T any](stream net.Conn, req *wire.Request, f func(*T) (any, *wire.Error)) {
+	serve(stream, req, func(m *T) *wire.Error {
+		body, err := f(m)
+		if err == nil {
+			_ = wire.SendReply(stream, body, nil)
+		}
+		return err
+	})
+}
+
+// serve decodes a request's body and runs f. An error of f is sent as the reply.
+func serve[T any](stream net.Conn, req *wire.Request, f func(*T) *wire.Error) {
+	m := new(T)
+	if len(req.Body) > 0 {
+		if err := wire.Unmarshal(req.Body, m); err != nil {
+			_ = wire.SendReply(stream, nil, badRequest("%s: %v", req.Op, err))
+			return
+		}
+	}
+	if err := f(m); err != nil {
+		_ = wire.SendReply(stream, nil, err)
+	}
+}
+
+// closed returns a channel that closes when the host ends the stream. The host
+// sends nothing more on it.
+func closed(stream net.Conn) <-chan struct{} {
+	ch := make(chan struct{})
+	go func() {
+		defer close(ch)
+		var b [1]byte
+		_, _ = stream.Read(b[:])
+	}()
+	return ch
+}
+
+func (a *agent) start(stream net.Conn, m *wire.Start) *wire.Error {
+	p, werr := a.procs.start(m)
+	if werr != nil {
+		return werr
+	}
+	if wire.SendReply(stream, wire.Started{ID: p.id}, nil) != nil || m.Detach {
+		return nil
+	}
+	a.procs.attach(p, 0, stream)
+	return nil
+}
+
+func (a *agent) attach(stream net.Conn, m *wire.Attach) *wire.Error {
+	p, werr := a.procs.get(m.ID)
+	if werr != nil {
+		return werr
+	}
+	offset := p.spool.clamp(m.Offset)
+	if wire.SendReply(stream, wire.Started{ID: p.id, Offset: offset}, nil) == nil {
+		a.procs.attach(p, offset, stream)
+	}
+	return nil
+}
+
+func (a *agent) stdin(stream net.Conn, m *wire.Stdin) *wire.Error {
+	p, werr := a.procs.get(m.ID)
+	if werr != nil {
+		return werr
+	}
+	if wire.SendReply(stream, nil, nil) != nil {
+		return nil
+	}
+	werr = p.feed(stream, m)
+	_ = wire.SendReply(stream, nil, werr)
+	return nil
+}
+
+func (a *agent) signal(m *wire.Signal) (any, *wire.Error) {
+	p, werr := a.procs.get(m.ID)
+	if werr != nil {
+		return nil, werr
+	}
+	sig, werr := parseSignal(m.Name)
+	if werr != nil {
+		return nil, werr
+	}
+	if m.GraceMS > 0 {
+		go p.terminate(sig, graceOf(m.GraceMS))
+		return nil, nil
+	}
+	if err := p.signal(sig, m.Tree); err != nil {
+		return nil, errnoError("", err)
+	}
+	return nil, nil
+}
+
+func (a *agent) resize(m *wire.Resize) (any, *wire.Error) {
+	p, werr := a.procs.get(m.ID)
+	if werr != nil {
+		return nil, werr
+	}
+	if !p.tty {
+		return nil, badRequest("process %d has no terminal", m.ID)
+	}
+	return nil, p.resize(m.Size)
+}

@@ -1,0 +1,237 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/gondolin-go/gondolin/guest/wire"
+	"github.com/gondolin-go/gondolin/sandbox/qemu"
+)
+
+// Bounds of a start.
+const (
+	// aliveTimeout is how long an accelerator without a verdict has until the guest's first byte.
+	aliveTimeout = 3 * time.Second
+	// unprovenTimeout is how long it then has until the guest's announcement.
+	unprovenTimeout = 15 * time.Second
+	// settleTimeout bounds the handshake after the announcement.
+	settleTimeout = 30 * time.Second
+	// consoleLines is how much of the console an error shows.
+	consoleLines = 12
+)
+
+// boot starts a machine and leads it through the handshake.
+func (h *Host) boot(ctx context.Context, o Options) (*Session, error) {
+	began := time.Now()
+	for _, path := range []string{o.Image.Kernel, o.Image.Modules, o.Image.RootDisk} {
+		if _, err := os.Stat(path); err != nil {
+			return nil, fmt.Errorf("image %s is not complete: %w; build it again with `gondolin-mcp images build --force`", o.Image.ID, err)
+		}
+	}
+	initrd, err := initramfs(h.opts.CacheDir, o.Image.Modules)
+	if err != nil {
+		return nil, err
+	}
+	id := newID()
+	dir, err := newRunDir(h.opts.RuntimeDir, id)
+	if err != nil {
+		return nil, err
+	}
+	s := newSession(ctx, h, id, dir, o)
+	config := qemu.Config{
+		Binary: h.qemuPath, CPUs: o.Limits.CPUs, MemoryMiB: o.Limits.MemoryMiB,
+		Kernel: o.Image.Kernel, Initramfs: initrd, RootDisk: o.Image.RootDisk, Scratch: o.Root == RootCOW,
+	}
+	if err := h.bootAny(ctx, s, config); err != nil {
+		s.log.Warn("session did not start", "err", err)
+		s.cancel()
+		return nil, errors.Join(err, dir.remove())
+	}
+	s.boot = time.Since(began)
+	s.log.Info("session started", "accelerator", s.accel, "boot", s.boot.Round(time.Millisecond))
+	s.workers.Go(s.watch)
+	return s, nil
+}
+
+// bootAny tries the accelerators in turn.
+func (h *Host) bootAny(ctx context.Context, s *Session, c qemu.Config) error {
+	verdicts := qemu.LoadVerdicts(h.opts.CacheDir, h.qemuPath+" "+h.qemuVersion)
+	list, _, err := qemu.Candidates(h.opts.Accelerator, verdicts)
+	if err != nil {
+		return err
+	}
+	if len(list) > 1 {
+		if _, proven := verdicts.Get(list[0]); !proven {
+			// Others wait for the verdict instead of trying the same.
+			h.accel.Lock()
+			defer h.accel.Unlock()
+			verdicts = qemu.LoadVerdicts(h.opts.CacheDir, h.qemuPath+" "+h.qemuVersion)
+			if list, _, err = qemu.Candidates(h.opts.Accelerator, verdicts); err != nil {
+				return err
+			}
+		}
+	}
+	for i, a := range list {
+		verdict, proven := verdicts.Get(a)
+		unproven := i < len(list)-1 && (!proven || !verdict.Works)
+		c.Accelerator, c.Verbose = a, unproven
+		err = h.bootOnce(ctx, s, c, unproven)
+		if !unproven || ctx.Err() != nil {
+			return err
+		}
+		verdict = qemu.Verdict{Works: err == nil}
+		if err != nil {
+			verdict.Reason = fmt.Sprintf("%s was tried and did not run the guest (%v)", a, firstLine(err.Error()))
+			s.log.Warn("falling back to the next accelerator, for this boot of the host", "accelerator", a, "err", err)
+		}
+		if serr := verdicts.Set(a, verdict); serr != nil {
+			s.log.Warn("remembering the accelerator", "err", serr)
+		}
+		if err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// bootOnce starts one machine. On failure nothing of it is left.
+func (h *Host) bootOnce(ctx context.Context, s *Session, c qemu.Config, unproven bool) (err error) {
+	var scratch *os.File
+	if c.Scratch {
+		if scratch, err = newScratch(ctx, h.opts.CacheDir, s.opts.Limits.DiskMiB); err != nil {
+			return err
+		}
+	}
+	vm, err := qemu.Start(ctx, c, qemu.Options{Dir: s.dir.path, Scratch: scratch, Logger: s.log, OnEvent: s.onEvent})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			vm.Close()
+			err = withConsole(err, vm)
+		}
+	}()
+	if err := s.dir.recordPID(vm.PID()); err != nil {
+		return err
+	}
+	limit := h.opts.BootTimeout
+	if unproven {
+		if err := vm.WaitAlive(ctx, aliveTimeout); err != nil {
+			return err
+		}
+		limit = min(limit, unprovenTimeout)
+	}
+	conn, err := s.connect(ctx, vm, limit)
+	if err != nil {
+		return err
+	}
+	mux, err := wire.Client(conn)
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	s.vm, s.accel = vm, c.Accelerator
+	s.setMux(mux)
+	return nil
+}
+
+func withConsole(err error, vm *qemu.VM) error {
+	if tail := vm.ConsoleTail(consoleLines); tail != "" {
+		return fmt.Errorf("%w\nlast lines of the console:\n%s", err, tail)
+	}
+	return err
+}
+
+// connect opens the control port and leads the guest through the handshake,
+// which must begin within limit.
+func (s *Session) connect(ctx context.Context, vm *qemu.VM, limit time.Duration) (_ net.Conn, err error) {
+	conn, err := vm.Dial(ctx, wire.PortControl)
+	if err != nil {
+		return nil, err
+	}
+	// A machine that dies or a caller that goes away ends the wait.
+	stop := make(chan struct{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-ctx.Done():
+		case <-vm.Done():
+		case <-stop:
+			return
+		}
+		_ = conn.SetDeadline(time.Unix(1, 0))
+	}()
+	defer func() {
+		close(stop)
+		<-watched
+		switch {
+		case err == nil:
+			err = conn.SetDeadline(time.Time{})
+		case vm.Err() != nil:
+			err = vm.Err()
+		case ctx.Err() != nil:
+			err = ctx.Err()
+		}
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
+		return nil, err
+	}
+	var hi wire.Announce
+	if err := wire.ReadHandshake(conn, &hi); err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, fmt.Errorf("the guest did not announce itself within %v", limit)
+		}
+		return nil, fmt.Errorf("waiting for the guest's announcement: %w", err)
+	}
+	if hi.Version != wire.Version {
+		return nil, fmt.Errorf("the guest speaks protocol version %d and this program %d: %w", hi.Version, wire.Version, wire.ErrProtocol)
+	}
+	if err := conn.SetDeadline(time.Now().Add(settleTimeout)); err != nil {
+		return nil, err
+	}
+	hello, err := s.hello()
+	if err != nil {
+		return nil, err
+	}
+	if err := wire.WriteHandshake(conn, hello); err != nil {
+		return nil, fmt.Errorf("sending the hello: %w", err)
+	}
+	var ready wire.Ready
+	if err := wire.ReadHandshake(conn, &ready); err != nil {
+		return nil, fmt.Errorf("waiting for the guest to get ready: %w", err)
+	}
+	if ready.Err != "" {
+		return nil, fmt.Errorf("the guest could not get ready: %q", ready.Err)
+	}
+	return conn, nil
+}
+
+func (s *Session) hello() (*wire.Hello, error) {
+	entropy := make([]byte, wire.EntropySize)
+	if _, err := io.ReadFull(rand.Reader, entropy); err != nil {
+		return nil, fmt.Errorf("drawing entropy: %w", err)
+	}
+	return &wire.Hello{
+		Version: wire.Version, Session: s.id, UnixNano: time.Now().UnixNano(), Entropy: entropy,
+		Hostname: s.opts.Hostname, MachineID: hex.EncodeToString(s.machineID[:]),
+		Root: string(s.opts.Root), Processes: s.opts.Limits.Processes,
+	}, nil
+}

@@ -1,0 +1,179 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+
+	"github.com/hashicorp/yamux"
+
+	"github.com/gondolin-go/gondolin/guest/wire"
+)
+
+func (s *Session) setMux(mux *yamux.Session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mux = mux
+	close(s.muxReady)
+}
+
+// drop forgets a connection that broke, so that the next one is waited for.
+func (s *Session) drop(mux *yamux.Session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mux == mux {
+		s.mux, s.muxReady = nil, make(chan struct{})
+	}
+}
+
+// reconnect opens the control port anew; only watch calls it.
+func (s *Session) reconnect() (*yamux.Session, error) {
+	conn, err := s.connect(s.life, s.vm, settleTimeout)
+	if err != nil {
+		return nil, err
+	}
+	mux, err := wire.Client(conn)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	s.log.Info("connection to the guest taken up again")
+	s.setMux(mux)
+	return mux, nil
+}
+
+// open opens a stream to the guest, waiting for the connection while it is lost.
+func (s *Session) open(ctx context.Context) (net.Conn, error) {
+	for {
+		s.mu.Lock()
+		mux, ready := s.mux, s.muxReady
+		s.mu.Unlock()
+		if mux == nil {
+			select {
+			case <-ready:
+				continue
+			case <-s.life.Done():
+				return nil, s.closedError()
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+		stream, err := mux.OpenStream()
+		switch {
+		case err == nil:
+			return stream, nil
+		case s.life.Err() != nil:
+			return nil, s.closedError()
+		case !mux.IsClosed():
+			return nil, fmt.Errorf("opening a stream to the guest: %w", err)
+		}
+		s.drop(mux)
+	}
+}
+
+func (s *Session) closedError() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fmt.Errorf("session %s has ended: %s: %w", s.id, s.reason, ErrClosed)
+}
+
+// request opens a stream, sends a request and reads the first reply into reply,
+// which may be nil. When ctx ends, the stream closes.
+func (s *Session) request(ctx context.Context, op wire.Op, path string, body, reply any) (*stream, error) {
+	conn, err := s.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	st := &stream{Conn: conn, session: s, ctx: ctx, op: op, path: path}
+	st.stop = context.AfterFunc(ctx, func() { conn.Close() })
+	if err := wire.SendRequest(st, op, body); err != nil {
+		st.Close()
+		if errors.Is(err, wire.ErrTooLarge) {
+			return nil, fmt.Errorf("%s: %w: %w", op, err, ErrInvalid)
+		}
+		return nil, st.fail(err)
+	}
+	if err := wire.ReadReply(st, reply); err != nil {
+		st.Close()
+		return nil, st.fail(err)
+	}
+	return st, nil
+}
+
+// call makes a request that has one reply.
+func (s *Session) call(ctx context.Context, op wire.Op, path string, body, reply any) error {
+	defer s.use()()
+	st, err := s.request(ctx, op, path, body, reply)
+	if err != nil {
+		return err
+	}
+	return st.Close()
+}
+
+// stream is an open request.
+type stream struct {
+	net.Conn
+	session *Session
+	ctx     context.Context
+	op      wire.Op
+	path    string
+	stop    func() bool
+}
+
+func (st *stream) Close() error {
+	st.stop()
+	return st.Conn.Close()
+}
+
+// fail says what an error on the stream means.
+func (st *stream) fail(err error) error {
+	var werr *wire.Error
+	switch {
+	case errors.As(err, &werr):
+		return st.guestError(werr)
+	case st.session.life.Err() != nil:
+		return st.session.closedError()
+	case st.ctx.Err() != nil:
+		return fmt.Errorf("%s: %w", st.op, context.Cause(st.ctx))
+	}
+	return fmt.Errorf("%s: the connection to the guest was lost: %w", st.op, err)
+}
+
+// guestError turns what the guest reports into this package's errors.
+func (st *stream) guestError(e *wire.Error) error {
+	path := e.Path
+	if path == "" {
+		path = st.path
+	}
+	switch e.Code {
+	case wire.CodeInvalid:
+		return fmt.Errorf("%s: %s: %w", st.op, e.Msg, ErrInvalid)
+	case wire.CodeNoJob:
+		return fmt.Errorf("%s: %w", e.Msg, ErrNoJob)
+	case wire.CodeChanged:
+		return fmt.Errorf("%s: %s: %w", path, e.Msg, ErrChanged)
+	case wire.CodeLimit:
+		return fmt.Errorf("%s: %s: %w", st.op, e.Msg, ErrLimit)
+	case wire.CodeSpawn:
+		return &FileError{Op: "starting", Path: path, Errno: e.Errno, Msg: e.Msg}
+	}
+	msg := e.Msg
+	if e.Errno == "EIO" || e.Errno == "ENOSPC" || e.Errno == syscall.EROFS.Error() {
+		if note := st.session.diskNote(); note != "" {
+			msg += " (" + note + ")"
+		}
+	}
+	return &FileError{Op: string(st.op), Path: path, Errno: e.Errno, Msg: msg}
+}
+
+// diskNote names a full host disk, which the guest sees as a failing one.
+func (s *Session) diskNote() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.diskFull {
+		return ""
+	}
+	return "the host's disk under " + s.host.opts.CacheDir + " is full: make room there"
+}

@@ -1,0 +1,121 @@
+package sandbox
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/gondolin-go/gondolin/guest/wire"
+)
+
+// maxCopyEntries bounds the files of one CopyOut.
+const maxCopyEntries = 2_000_000
+
+// CopyOut copies a guest file or tree into the host directory dir, under its
+// own base name. maxBytes bounds what it writes, 0 means no bound.
+//
+// The guest chooses every name and link target in what it sends: they are
+// resolved beneath dir and cannot leave it, also not through a link that the
+// copy itself made. A link that points out of dir, a device and a set-user-id
+// bit do not arrive. What exists is replaced file by file.
+func (s *Session) CopyOut(ctx context.Context, path, dir string, maxBytes int64) error {
+	defer s.use()()
+	path = s.resolve(path)
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("copying to the host: %w", err)
+	}
+	defer root.Close()
+	st, err := s.request(ctx, wire.OpPack, path, wire.Path{Path: path}, nil)
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	data := &frameData{st: st, frames: wire.NewFrameReader(st)}
+	u := unpacker{root: root, left: maxBytes, bounded: maxBytes > 0}
+	if err := u.run(tar.NewReader(data)); err != nil {
+		return fmt.Errorf("copying %s to the host: %w", path, err)
+	}
+	// The archive's end mark is not the end of the stream: a late error counts.
+	_, err = io.Copy(io.Discard, data)
+	return err
+}
+
+type unpacker struct {
+	root    *os.Root
+	left    int64
+	bounded bool
+}
+
+func (u *unpacker) run(tr *tar.Reader) error {
+	for n := 0; ; n++ {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if n >= maxCopyEntries {
+			return fmt.Errorf("more than %d files: %w", maxCopyEntries, ErrLimit)
+		}
+		if u.bounded {
+			if u.left -= h.Size; u.left < 0 {
+				return fmt.Errorf("more bytes than allowed: %w", ErrLimit)
+			}
+		}
+		if err := u.one(tr, h); err != nil {
+			return fmt.Errorf("%q: %w", h.Name, err)
+		}
+	}
+}
+
+func (u *unpacker) one(r io.Reader, h *tar.Header) error {
+	name := strings.TrimSuffix(h.Name, "/")
+	if !filepath.IsLocal(name) {
+		return fmt.Errorf("the name leaves the target directory: %w", ErrInvalid)
+	}
+	if parent := filepath.Dir(name); parent != "." {
+		if err := u.root.MkdirAll(parent, 0o755); err != nil {
+			return err
+		}
+	}
+	mode := fs.FileMode(h.Mode & 0o777)
+	switch h.Typeflag {
+	case tar.TypeDir:
+		if err := u.root.Mkdir(name, mode|0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		return nil
+	case tar.TypeReg:
+		return u.file(r, name, mode)
+	case tar.TypeSymlink:
+		if filepath.IsAbs(h.Linkname) || !filepath.IsLocal(filepath.Join(filepath.Dir(name), h.Linkname)) {
+			return nil
+		}
+		_ = u.root.Remove(name)
+		return u.root.Symlink(h.Linkname, name)
+	case tar.TypeLink:
+		_ = u.root.Remove(name)
+		return u.root.Link(h.Linkname, name)
+	}
+	return nil
+}
+
+func (u *unpacker) file(r io.Reader, name string, mode fs.FileMode) error {
+	if err := u.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode|0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	return errors.Join(err, f.Close())
+}

@@ -1,0 +1,317 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/gondolin-go/gondolin/guest/wire"
+)
+
+const (
+	defaultGrace = 2 * time.Second
+	// ackEvery is how much output is taken before the guest is told, in bytes.
+	ackEvery = 128 << 10
+	// answerSlack is how long the guest has to report the end of a process
+	// beyond the time in which it must have ended it.
+	answerSlack = 10 * time.Second
+)
+
+// Process is a command that was started and is being watched.
+type Process struct {
+	session *Session
+	id      uint64
+	cmd     Command
+	ctx     context.Context
+	done    chan struct{}
+	exit    Exit
+	err     error
+}
+
+// Run starts a command and waits for it.
+func (s *Session) Run(ctx context.Context, cmd Command) (Exit, error) {
+	p, err := s.Start(ctx, cmd)
+	if err != nil {
+		return Exit{}, err
+	}
+	return p.Wait()
+}
+
+// Start starts a command. Wait must be called: it releases the process.
+func (s *Session) Start(ctx context.Context, cmd Command) (*Process, error) {
+	req, err := s.startRequest(&cmd)
+	if err != nil {
+		return nil, err
+	}
+	if cmd.Grace <= 0 {
+		cmd.Grace = defaultGrace
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	release := s.use()
+	// The stream must outlive ctx: the guest still reports how the process ended.
+	var started wire.Started
+	st, err := s.request(s.life, wire.OpStart, "", req, &started)
+	if err != nil {
+		release()
+		return nil, err
+	}
+	p := &Process{session: s, id: started.ID, cmd: cmd, ctx: ctx, done: make(chan struct{})}
+	s.countRunning(1)
+	s.workers.Go(func() {
+		defer release()
+		defer s.countRunning(-1)
+		defer close(p.done)
+		p.follow(st)
+	})
+	return p, nil
+}
+
+func (s *Session) countRunning(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running += n
+}
+
+// startRequest checks a command and adds the session's defaults.
+func (s *Session) startRequest(cmd *Command) (*wire.Start, error) {
+	if (len(cmd.Argv) == 0) == (cmd.Shell == "") {
+		return nil, fmt.Errorf("command: give exactly one of argv and shell: %w", ErrInvalid)
+	}
+	if err := errors.Join(checkEnv(cmd.Env)...); err != nil {
+		return nil, err
+	}
+	req := &wire.Start{
+		Argv: cmd.Argv, Shell: cmd.Shell, Dir: s.resolve(cmd.Dir), Env: s.environ(cmd.Env), User: cmd.User,
+		Stdin: cmd.Stdin != nil || cmd.KeepStdin, TimeoutMS: cmd.Timeout.Milliseconds(),
+		GraceMS: cmd.Grace.Milliseconds(), Retain: cmd.Retain, Spool: cmd.SpoolBytes,
+	}
+	if cmd.Timeout > 0 && req.TimeoutMS == 0 {
+		req.TimeoutMS = 1
+	}
+	if req.User == "" {
+		req.User = s.opts.User
+	}
+	if cmd.TTY != nil {
+		req.TTY = &wire.Size{Rows: cmd.TTY.Rows, Cols: cmd.TTY.Cols}
+	}
+	return req, nil
+}
+
+// resolve makes a guest path absolute below the session's default directory.
+// An empty path is that directory; where the session has none, it stays empty
+// and the guest takes the user's home.
+func (s *Session) resolve(p string) string {
+	if p != "" && !path.IsAbs(p) {
+		base := s.opts.Dir
+		if base == "" {
+			base = "/root"
+		}
+		return path.Join(base, p)
+	}
+	if p == "" {
+		return s.opts.Dir
+	}
+	return p
+}
+
+func (s *Session) environ(extra map[string]string) []string {
+	merged := map[string]string{}
+	for _, env := range []map[string]string{s.opts.Image.Env, s.opts.Env, extra} {
+		for k, v := range env {
+			merged[k] = v
+		}
+	}
+	list := make([]string, 0, len(merged))
+	for k, v := range merged {
+		list = append(list, k+"="+v)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// ID names the process within its session.
+func (p *Process) ID() string { return strconv.FormatUint(p.id, 10) }
+
+// Wait waits for the process and for all of its output to be written. The
+// error is nil when the process ran and ended by itself or by its timeout,
+// whatever its exit code; it is the context's when that ended it, and a
+// writer's when that failed.
+func (p *Process) Wait() (Exit, error) {
+	<-p.done
+	return p.exit, p.err
+}
+
+// Signal sends a signal, such as "INT", to the process's group.
+func (p *Process) Signal(ctx context.Context, name string) error {
+	return p.session.Signal(ctx, p.ID(), name)
+}
+
+// Resize sets the size of the process's terminal.
+func (p *Process) Resize(ctx context.Context, size TTYSize) error {
+	return p.session.call(ctx, wire.OpResize, "", wire.Resize{ID: p.id, Size: wire.Size{Rows: size.Rows, Cols: size.Cols}}, nil)
+}
+
+// follow moves the process's input and output until it has ended.
+func (p *Process) follow(st *stream) {
+	began := time.Now()
+	life, over := context.WithCancel(p.session.life)
+	// The guest ends the process in time; if it does not, the call is answered all the same.
+	patience, abandon := context.WithCancel(life)
+	var watch sync.WaitGroup
+	watch.Go(func() { p.watch(life, abandon) })
+	if p.cmd.Stdin != nil {
+		// It may be stuck in Read of a reader that is not ours, so nothing waits for it.
+		go p.feed(life)
+	}
+	out := &outputs{p: p}
+	for p.err == nil {
+		stop := context.AfterFunc(patience, func() { st.Close() })
+		err := out.copy(st)
+		stop()
+		st.Close()
+		if err == nil {
+			break
+		}
+		st, p.err = p.resume(life, patience, err, out.pos)
+	}
+	over()
+	watch.Wait()
+	p.exit.ID = p.ID()
+	if p.exit.Duration == 0 {
+		p.exit.Duration = time.Since(began)
+	}
+	if p.exit.Code != 0 && p.exit.Note == "" {
+		p.exit.Note = p.session.diskNote()
+	}
+	switch {
+	case out.failed != nil:
+		p.err = out.failed
+	case p.err == nil && p.ctx.Err() != nil:
+		p.err = context.Cause(p.ctx)
+	}
+}
+
+// watch ends the process when its context ends, and gives up on a guest that
+// does not report the end of the process when it must have ended.
+func (p *Process) watch(life context.Context, abandon func()) {
+	var late <-chan time.Time
+	if p.cmd.Timeout > 0 {
+		timer := time.NewTimer(p.cmd.Timeout + p.cmd.Grace + answerSlack)
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case <-life.Done():
+		return
+	case <-late:
+	case <-p.ctx.Done():
+		ctx, done := context.WithTimeout(life, p.cmd.Grace+answerSlack)
+		defer done()
+		_ = p.stop(ctx)
+		<-ctx.Done()
+	}
+	abandon()
+}
+
+// stop sends TERM to the process's group, and KILL to all of it after the grace.
+func (p *Process) stop(ctx context.Context) error {
+	return p.session.call(ctx, wire.OpSignal, "", wire.Signal{ID: p.id, Name: "TERM", GraceMS: p.cmd.Grace.Milliseconds()}, nil)
+}
+
+// resume attaches to the process again after the connection was lost.
+func (p *Process) resume(life, patience context.Context, cause error, pos int64) (*stream, error) {
+	if patience.Err() != nil && life.Err() == nil {
+		_ = p.session.call(life, wire.OpRelease, "", wire.ProcessRef{ID: p.id}, nil)
+		return nil, fmt.Errorf("the guest did not report the end of the process in time: %w", context.DeadlineExceeded)
+	}
+	if errors.Is(cause, wire.ErrProtocol) || errors.Is(cause, wire.ErrTooLarge) {
+		return nil, fmt.Errorf("output of the process: %w", cause)
+	}
+	return p.session.request(life, wire.OpAttach, "", wire.Attach{ID: p.id, Offset: pos}, &wire.Started{})
+}
+
+// feed copies Command.Stdin to the process.
+func (p *Process) feed(ctx context.Context) {
+	st, err := p.session.request(ctx, wire.OpStdin, "", wire.Stdin{ID: p.id}, nil)
+	if err != nil {
+		return
+	}
+	defer st.Close()
+	if _, err := io.CopyBuffer(struct{ io.Writer }{st}, p.cmd.Stdin, make([]byte, wire.MaxFrame)); err != nil && ctx.Err() == nil {
+		// A reader that failed is not the end of its input: the process must not take it for that.
+		p.session.log.Debug("standard input", "process", p.id, "err", err)
+		_ = p.stop(ctx)
+		return
+	}
+	_ = st.Conn.Close() // half-close: end of file
+	_ = wire.ReadReply(st, nil)
+}
+
+// outputs hands a process's output to its writers.
+type outputs struct {
+	p      *Process
+	pos    int64
+	acked  int64
+	failed error
+}
+
+// copy reads one stream to the process's exit.
+func (o *outputs) copy(st *stream) error {
+	frames := wire.NewFrameReader(st)
+	for {
+		kind, payload, err := frames.Next()
+		if err != nil {
+			return err
+		}
+		switch kind {
+		case wire.FrameStdout:
+			o.write(o.p.cmd.Stdout, payload)
+		case wire.FrameStderr:
+			o.write(o.p.cmd.Stderr, payload)
+		case wire.FrameEnd:
+			var exit wire.Exit
+			if err := wire.Unmarshal(payload, &exit); err != nil {
+				return fmt.Errorf("%w: %w", err, wire.ErrProtocol)
+			}
+			o.p.exit = exitOf(o.p.id, &exit)
+			return wire.WriteAck(st, wire.EndSeen)
+		default:
+			return fmt.Errorf("frame of kind %d among output: %w", kind, wire.ErrProtocol)
+		}
+		o.pos += int64(len(payload))
+		if o.pos-o.acked >= ackEvery {
+			if err := wire.WriteAck(st, o.pos); err != nil {
+				return err
+			}
+			o.acked = o.pos
+		}
+	}
+}
+
+// write gives bytes to a writer. One that fails ends the process; what it
+// still writes is discarded.
+func (o *outputs) write(w io.Writer, b []byte) {
+	if w == nil || o.failed != nil {
+		return
+	}
+	if _, err := w.Write(b); err != nil {
+		o.failed = fmt.Errorf("writing the process's output: %w", err)
+		p := o.p
+		p.session.workers.Go(func() { _ = p.stop(p.session.life) })
+	}
+}
+
+func exitOf(id uint64, e *wire.Exit) Exit {
+	return Exit{
+		ID: strconv.FormatUint(id, 10), Code: e.Code, Signal: e.Signal, TimedOut: e.TimedOut,
+		Stdout: e.Stdout, Stderr: e.Stderr, Duration: time.Duration(e.DurationUS) * time.Microsecond, Note: e.Note,
+	}
+}

@@ -1,0 +1,209 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/adrg/xdg"
+
+	"github.com/gondolin-go/gondolin/sandbox/qemu"
+)
+
+// Defaults of HostOptions.
+const (
+	DefaultMaxSessions = 16
+	DefaultBootTimeout = 90 * time.Second
+)
+
+// HostOptions say where sessions live and how many. The zero value is useful.
+type HostOptions struct {
+	// CacheDir holds what can be made again: scratch disk templates, initramfs,
+	// verdicts on accelerators. Default: gondolin in the user's cache directory.
+	CacheDir string
+	// RuntimeDir holds the sockets of sessions, on a path of at most 60 bytes.
+	// Default: gondolin in XDG_RUNTIME_DIR, or gondolin-UID in the temporary directory.
+	RuntimeDir  string
+	QEMU        string        // name or path; default by architecture
+	Accelerator string        // "auto" (default), "kvm", "hvf", "tcg"
+	MaxSessions int           // default DefaultMaxSessions
+	BootTimeout time.Duration // from start to the guest's announcement
+	Logger      *slog.Logger  // default: discard
+}
+
+// Host creates sessions and owns what they share.
+type Host struct {
+	opts        HostOptions
+	qemuPath    string
+	qemuVersion string
+	log         *slog.Logger
+
+	accel sync.Mutex // one start at a time finds out whether an accelerator works
+
+	mu       sync.Mutex
+	closed   bool
+	slots    int // sessions that exist or are being made
+	sessions map[string]*Session
+}
+
+// NewHost prepares the directories, removes what dead processes left in them,
+// and finds QEMU.
+func NewHost(ctx context.Context, o HostOptions) (*Host, error) {
+	if o.CacheDir == "" {
+		o.CacheDir = filepath.Join(xdg.CacheHome, "gondolin")
+	}
+	if o.RuntimeDir == "" {
+		o.RuntimeDir = DefaultRuntimeDir()
+	}
+	if o.MaxSessions == 0 {
+		o.MaxSessions = DefaultMaxSessions
+	}
+	if o.BootTimeout == 0 {
+		o.BootTimeout = DefaultBootTimeout
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	path, err := qemu.FindBinary(o.QEMU)
+	if err != nil {
+		return nil, err
+	}
+	version, err := qemu.Version(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{o.CacheDir, o.RuntimeDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("making %s: %w", dir, err)
+		}
+	}
+	if err := checkPrivate(o.RuntimeDir); err != nil {
+		return nil, err
+	}
+	if longest := filepath.Join(o.RuntimeDir, strings.Repeat("x", 12), qemu.Ports[len(qemu.Ports)-1]); len(longest) > 100 {
+		return nil, fmt.Errorf("the runtime directory %s is too long for a socket's path: choose one of at most 60 bytes", o.RuntimeDir)
+	}
+	collectStale(o.RuntimeDir, o.Logger)
+	return &Host{opts: o, qemuPath: path, qemuVersion: version, log: o.Logger, sessions: map[string]*Session{}}, nil
+}
+
+// DefaultRuntimeDir is where sessions' sockets are unless HostOptions say otherwise.
+func DefaultRuntimeDir() string {
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return filepath.Join(dir, "gondolin")
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("gondolin-%d", os.Getuid()))
+}
+
+// checkPrivate refuses a directory that others may enter: whoever connects to a
+// session's port before us speaks to its guest.
+func checkPrivate(dir string) error {
+	st, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if !st.IsDir() || st.Mode().Perm()&0o077 != 0 || !ownedByUs(st) {
+		return fmt.Errorf("%s must be a directory of your own with mode 0700: remove it or choose another runtime directory", dir)
+	}
+	return nil
+}
+
+// Create boots a session. When ctx ends first, nothing of it stays behind.
+func (h *Host) Create(ctx context.Context, o Options) (*Session, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := h.reserve(); err != nil {
+		return nil, err
+	}
+	s, err := h.boot(ctx, o)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err != nil {
+		h.slots--
+		return nil, err
+	}
+	h.sessions[s.id] = s
+	if h.closed {
+		go s.end("the host is closing")
+	}
+	return s, nil
+}
+
+func (h *Host) reserve() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return fmt.Errorf("creating a session: the host is closed: %w", ErrClosed)
+	}
+	if h.slots >= h.opts.MaxSessions {
+		return fmt.Errorf("%d sessions exist, the most allowed: close one or raise sessions.max: %w", h.slots, ErrLimit)
+	}
+	h.slots++
+	return nil
+}
+
+// forget is called by a session when all of it is gone.
+func (h *Host) forget(s *Session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.sessions[s.id] == s {
+		delete(h.sessions, s.id)
+		h.slots--
+	}
+}
+
+// Get returns a session.
+func (h *Host) Get(id string) (*Session, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s := h.sessions[id]; s != nil {
+		return s, nil
+	}
+	ids := make([]string, 0, len(h.sessions))
+	for id := range h.sessions {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	if len(ids) == 0 {
+		return nil, fmt.Errorf("no session %q: none is open: %w", id, ErrClosed)
+	}
+	return nil, fmt.Errorf("no session %q: open are %s: %w", id, strings.Join(ids, ", "), ErrClosed)
+}
+
+// Sessions returns the open sessions, oldest first.
+func (h *Host) Sessions() []*Session {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	list := make([]*Session, 0, len(h.sessions))
+	for _, s := range h.sessions {
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b *Session) int { return a.created.Compare(b.created) })
+	return list
+}
+
+// Close closes every session and waits for them.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
+	var errs []error
+	var wg sync.WaitGroup
+	for _, s := range h.Sessions() {
+		wg.Go(func() { s.end("the host is closing") })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func newID() string { return strings.ToLower(rand.Text()[:10]) }

@@ -1,0 +1,55 @@
+package sandbox
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/google/renameio/v2"
+	"github.com/u-root/u-root/pkg/cpio"
+
+	"github.com/gondolin-go/gondolin/guest/agent"
+)
+
+// initramfs returns the path of an initramfs made of an image's modules and
+// this program's guest agent, and makes it when it is not there yet. The kernel takes
+// several cpio archives in a row (Documentation/driver-api/early-userspace/buffer-format.rst).
+func initramfs(cacheDir, modules string) (string, error) {
+	mods, err := os.ReadFile(modules)
+	if err != nil {
+		return "", fmt.Errorf("reading the image's modules: %w", err)
+	}
+	binary, err := agent.Binary()
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.New()
+	sum.Write(mods)
+	sum.Write(binary)
+	dir := filepath.Join(cacheDir, "initramfs")
+	path := filepath.Join(dir, hex.EncodeToString(sum.Sum(nil)[:16])+".cpio")
+	var b bytes.Buffer
+	b.Write(mods)
+	b.Write(make([]byte, -b.Len()&3)) // archives begin at multiples of 4
+	w := cpio.Newc.Writer(&b)
+	if err := w.WriteRecord(cpio.StaticFile("init", string(binary), 0o755)); err != nil {
+		return "", fmt.Errorf("writing the initramfs: %w", err)
+	}
+	if err := cpio.WriteTrailer(w); err != nil {
+		return "", fmt.Errorf("writing the initramfs: %w", err)
+	}
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, b.Bytes()) {
+		return path, nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("making the cache of initramfs: %w", err)
+	}
+	// World-readable: QEMU runs as a user of its own.
+	if err := renameio.WriteFile(path, b.Bytes(), 0o644, renameio.IgnoreUmask()); err != nil {
+		return "", fmt.Errorf("writing the initramfs: %w", err)
+	}
+	return path, nil
+}

@@ -1,0 +1,116 @@
+package qemu
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/gondolin-go/gondolin/guest/wire"
+)
+
+// Accelerator is how QEMU runs the guest's instructions.
+type Accelerator string
+
+// The accelerators.
+const (
+	KVM Accelerator = "kvm" // Linux
+	HVF Accelerator = "hvf" // macOS
+	TCG Accelerator = "tcg" // everywhere: translation
+)
+
+// Config is what distinguishes one machine from another.
+type Config struct {
+	Binary      string // path of qemu-system-…; FindBinary finds it
+	Accelerator Accelerator
+	CPUs        int
+	MemoryMiB   int
+	Kernel      string // paths; opened by Start and handed over as descriptors
+	Initramfs   string
+	RootDisk    string
+	Scratch     bool   // a second, writable disk; see Options.Scratch
+	Verbose     bool   // let the kernel talk from its first moment on
+	Cmdline     string // appended to the kernel's command line
+}
+
+// Descriptors that Start hands to QEMU, in this order from 3 on.
+const (
+	fdKernel = 3 + iota
+	fdInitramfs
+	fdRoot
+	fdQMP
+	fdPorts   // one each of Ports
+	fdScratch = fdPorts + numPorts
+)
+
+const numPorts = 4
+
+// Ports are the serial ports of every machine, in the order of their numbers.
+var Ports = [numPorts]string{wire.PortControl, wire.PortFS, wire.PortSSH, wire.PortIngress}
+
+// Argv returns QEMU's arguments without the program's name.
+func (c *Config) Argv() []string {
+	args := []string{
+		"-name", "gondolin",
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+		"-machine", machine(c.Accelerator),
+		"-cpu", "max",
+		"-smp", strconv.Itoa(c.CPUs),
+		"-m", strconv.Itoa(c.MemoryMiB),
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-kernel", fdPath(fdKernel),
+		"-initrd", fdPath(fdInitramfs),
+		"-append", c.cmdline(),
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP),
+		"-mon", "chardev=qmp,mode=control",
+		"-chardev", "stdio,id=console,signal=off",
+		"-serial", "chardev:console",
+	}
+	args = append(args, disk("root", fdRoot, 1, "on", "")...)
+	if c.Scratch {
+		// Nothing on this disk outlives the session: no flush is worth its time.
+		args = append(args, disk("scratch", fdScratch, 2, "off", ",cache.no-flush=on,discard=unmap")...)
+	}
+	args = append(args, "-device", fmt.Sprintf("virtio-serial-pci,max_ports=%d", numPorts+1))
+	for i, name := range Ports {
+		args = append(args,
+			"-chardev", fmt.Sprintf("socket,id=port%d,fd=%d,server=on,wait=off", i, fdPorts+i),
+			"-device", fmt.Sprintf("virtserialport,chardev=port%d,nr=%d,name=%s", i, i+1, name))
+	}
+	return args
+}
+
+func machine(a Accelerator) string {
+	accel := string(a)
+	// No legacy device that a Linux guest would have to probe for. (graphics=off would
+	// make the firmware talk on the console: not a sign of the guest's life.)
+	return "q35,accel=" + accel + ",usb=off,vmport=off,smbus=off,sata=off,hpet=off,i8042=off"
+}
+
+func (c *Config) cmdline() string {
+	words := []string{
+		"console=ttyS0", "panic=-1", "reboot=t",
+		// One tenant: the guest needs no wall against itself, and walls are dear under TCG.
+		"mitigations=off", "audit=0", "tsc=reliable", "no_timer_check", "random.trust_cpu=on",
+		"cryptomgr.notests", "rcupdate.rcu_expedited=1",
+	}
+	if c.Verbose {
+		words = append(words, "earlyprintk=ttyS0", "loglevel=7")
+	} else {
+		words = append(words, "quiet", "loglevel=3")
+	}
+	if c.Cmdline != "" {
+		words = append(words, c.Cmdline)
+	}
+	return strings.Join(words, " ")
+}
+
+func disk(id string, fd, set int, readonly, extra string) []string {
+	return []string{
+		"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set),
+		"-blockdev", fmt.Sprintf("driver=file,node-name=%s-file,filename=/dev/fdset/%d,read-only=%s,auto-read-only=off,locking=off%s", id, set, readonly, extra),
+		"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,file=%s-file,read-only=%s", id, id, readonly),
+		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,werror=report,rerror=report", id, id),
+	}
+}
+
+func fdPath(fd int) string { return fmt.Sprintf("/dev/fd/%d", fd) }

@@ -1,0 +1,115 @@
+package qemu
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+// maxQMPLine bounds one message of the monitor.
+const maxQMPLine = 1 << 20
+
+// qmpTimeout bounds the wait for the monitor's answer.
+const qmpTimeout = 10 * time.Second
+
+// Event is an asynchronous message of the monitor.
+type Event struct {
+	Name string          `json:"event"`
+	Data json.RawMessage `json:"data"`
+}
+
+// qmp is a client of QEMU's machine protocol
+// (qemu/docs/interop/qmp-spec). Its reader goroutine ends with the connection.
+type qmp struct {
+	conn    net.Conn
+	onEvent func(Event)
+
+	mu      sync.Mutex // one command at a time
+	replies chan qmpReply
+	gone    chan struct{}
+}
+
+type qmpReply struct {
+	Return json.RawMessage `json:"return"`
+	Error  *struct {
+		Class string `json:"class"`
+		Desc  string `json:"desc"`
+	} `json:"error"`
+	Event
+}
+
+func newQMP(conn net.Conn, onEvent func(Event)) *qmp {
+	q := &qmp{conn: conn, onEvent: onEvent, replies: make(chan qmpReply, 1), gone: make(chan struct{})}
+	go q.read()
+	return q
+}
+
+func (q *qmp) read() {
+	defer close(q.gone)
+	lines := bufio.NewScanner(q.conn)
+	lines.Buffer(nil, maxQMPLine)
+	for lines.Scan() {
+		var m qmpReply
+		if json.Unmarshal(lines.Bytes(), &m) != nil {
+			return
+		}
+		switch {
+		case m.Name != "":
+			q.onEvent(m.Event)
+		case m.Return != nil || m.Error != nil:
+			select {
+			case q.replies <- m:
+			default: // an answer nobody waits for any more
+			}
+		}
+	}
+}
+
+// execute runs one command and decodes its result into out, which may be nil.
+func (q *qmp) execute(command string, args, out any) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	msg, err := json.Marshal(struct {
+		Execute   string `json:"execute"`
+		Arguments any    `json:"arguments,omitempty"`
+	}{command, args})
+	if err != nil {
+		return fmt.Errorf("qmp %s: %w", command, err)
+	}
+	select {
+	case <-q.replies: // of a command that timed out
+	default:
+	}
+	if err := q.conn.SetWriteDeadline(time.Now().Add(qmpTimeout)); err != nil {
+		return fmt.Errorf("qmp %s: %w", command, err)
+	}
+	if _, err := q.conn.Write(append(msg, '\n')); err != nil {
+		return fmt.Errorf("qmp %s: %w", command, err)
+	}
+	timer := time.NewTimer(qmpTimeout)
+	defer timer.Stop()
+	select {
+	case r := <-q.replies:
+		if r.Error != nil {
+			return fmt.Errorf("qmp %s: %s: %s", command, r.Error.Class, r.Error.Desc)
+		}
+		if out == nil {
+			return nil
+		}
+		return json.Unmarshal(r.Return, out)
+	case <-q.gone:
+		return fmt.Errorf("qmp %s: %w", command, io.ErrUnexpectedEOF)
+	case <-timer.C:
+		return fmt.Errorf("qmp %s: %w", command, errors.New("no answer within "+qmpTimeout.String()))
+	}
+}
+
+func (q *qmp) close() {
+	q.conn.Close()
+	<-q.gone
+}

@@ -1,0 +1,123 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// minFree is the free space below which no session starts, in bytes: it would
+// run into a full disk at once.
+const minFree = 256 << 20
+
+// newScratch returns an empty ext4 file system of the given size in a file
+// without a name: it is gone when the last descriptor closes, whatever happens.
+// It costs the space that is written to it.
+func newScratch(ctx context.Context, cacheDir string, mib int) (*os.File, error) {
+	dir := filepath.Join(cacheDir, "scratch")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the scratch directory: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err == nil && uint64(st.Bavail)*uint64(st.Bsize) < minFree {
+		return nil, fmt.Errorf("only %d MiB are free in %s and a session needs %d: make room, or use root mode memory",
+			uint64(st.Bavail)*uint64(st.Bsize)>>20, dir, minFree>>20)
+	}
+	template, err := openTemplate(ctx, dir, mib)
+	if err != nil {
+		return nil, err
+	}
+	defer template.Close()
+	f, err := unnamedFile(dir)
+	if err != nil {
+		return nil, fmt.Errorf("making a scratch disk in %s: %w", dir, err)
+	}
+	if err := copySparse(f, template); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("making a scratch disk in %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+// openTemplate opens the empty file system of a size, made once with mke2fs.
+func openTemplate(ctx context.Context, dir string, mib int) (*os.File, error) {
+	path := filepath.Join(dir, fmt.Sprintf("empty-%d.ext4", mib))
+	if f, err := os.Open(path); err == nil || !errors.Is(err, os.ErrNotExist) {
+		return f, err
+	}
+	temp, err := os.CreateTemp(dir, "empty-*.tmp")
+	if err != nil {
+		return nil, fmt.Errorf("formatting a scratch disk: %w", err)
+	}
+	defer os.Remove(temp.Name())
+	defer temp.Close()
+	if err := temp.Truncate(int64(mib) << 20); err != nil {
+		return nil, fmt.Errorf("formatting a scratch disk: %w", err)
+	}
+	mke2fs, err := findMke2fs()
+	if err != nil {
+		return nil, err
+	}
+	// No journal: the disk dies with the session. The kernel zeroes inode tables when it needs them.
+	cmd := exec.CommandContext(ctx, mke2fs, "-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal,^resize_inode",
+		"-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", temp.Name())
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("formatting a scratch disk with %s: %w: %s", mke2fs, err, bytes.TrimSpace(out.Bytes()))
+	}
+	if err := temp.Sync(); err != nil {
+		return nil, fmt.Errorf("formatting a scratch disk: %w", err)
+	}
+	if err := os.Rename(temp.Name(), path); err != nil {
+		return nil, fmt.Errorf("formatting a scratch disk: %w", err)
+	}
+	return os.Open(path)
+}
+
+func findMke2fs() (string, error) {
+	for _, name := range []string{"mke2fs", "/sbin/mke2fs", "/usr/sbin/mke2fs", "/opt/homebrew/opt/e2fsprogs/sbin/mke2fs", "/usr/local/opt/e2fsprogs/sbin/mke2fs"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path, nil
+		}
+	}
+	return "", errors.New("mke2fs not found: install e2fsprogs (Debian, Ubuntu: apt-get install e2fsprogs; macOS: brew install e2fsprogs), or use root mode memory")
+}
+
+// copySparse copies the parts of src that hold data, and its size; lseek(2).
+func copySparse(dst, src *os.File) error {
+	st, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	if err := dst.Truncate(st.Size()); err != nil {
+		return err
+	}
+	for pos := int64(0); ; {
+		data, err := unix.Seek(int(src.Fd()), pos, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		hole, err := unix.Seek(int(src.Fd()), data, unix.SEEK_HOLE)
+		if err != nil {
+			return err
+		}
+		if _, err := dst.Seek(data, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := io.Copy(dst, io.NewSectionReader(src, data, hole-data)); err != nil {
+			return err
+		}
+		pos = hole
+	}
+}
