@@ -101,10 +101,19 @@ func openFiles(req *wire.Start) (*stdio, error) {
 		if add(err) != nil {
 			return nil, err
 		}
+		widen(r)
 		fs.child[i+1], fs.closes = w, append(fs.closes, w)
 		fs.pumps = append(fs.pumps, pumpFrom{r, kind})
 	}
 	return fs, nil
+}
+
+// widen lets a pipe hold what one frame carries. A refusal leaves its default
+// size, which works too.
+func widen(f *os.File) {
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, wire.MaxFrame) })
+	}
 }
 
 func openTTY(size *wire.Size) (*stdio, error) {

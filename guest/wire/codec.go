@@ -14,9 +14,9 @@ const (
 	// and environment of a command; the kernel itself takes 2 MiB of both at most.
 	MaxMessage = 1 << 20
 	// MaxFrame bounds the payload of a frame. With the frame's and yamux's
-	// headers it fills one 32 KiB buffer, the most that Linux's virtio console
+	// headers it fills four 32 KiB buffers, the most that Linux's virtio console
 	// driver passes on in one piece (drivers/char/virtio_console.c).
-	MaxFrame = 32<<10 - frameHeader - muxHeader
+	MaxFrame = 128<<10 - frameHeader - muxHeader
 	// MaxSkip bounds what a handshake reader skips while it looks for Magic.
 	MaxSkip = 4 << 20
 
