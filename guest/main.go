@@ -6,6 +6,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 
@@ -21,7 +22,7 @@ func main() {
 	case os.Getpid() == 1:
 		pid1.Main()
 	case os.Args[0] == "sandboxd":
-		sandboxd.Main(version)
+		sandboxd.Main(context.Background(), version)
 	default:
 		fmt.Fprintln(os.Stderr, "gondolin guest", version, "runs as process 1 of a gondolin VM and is of no use elsewhere")
 		os.Exit(2)

@@ -160,7 +160,7 @@ func (st *stream) guestError(e *wire.Error) error {
 		return &FileError{Op: "starting", Path: path, Errno: e.Errno, Msg: e.Msg}
 	}
 	msg := e.Msg
-	if e.Errno == "EIO" || e.Errno == "ENOSPC" || e.Errno == syscall.EROFS.Error() {
+	if e.Errno == "EIO" || e.Errno == "ENOSPC" || e.Errno == "EROFS" {
 		if note := st.session.diskNote(); note != "" {
 			msg += " (" + note + ")"
 		}
@@ -168,12 +168,15 @@ func (st *stream) guestError(e *wire.Error) error {
 	return &FileError{Op: string(st.op), Path: path, Errno: e.Errno, Msg: msg}
 }
 
-// diskNote names a full host disk, which the guest sees as a failing one.
+// diskNote names a failure of the host's disk, which the guest sees as one of its own.
 func (s *Session) diskNote() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.diskFull {
+	switch s.diskError {
+	case "":
 		return ""
+	case syscall.ENOSPC.Error(), "No space left on device":
+		return "the host's disk under " + s.host.opts.CacheDir + " is full: make room there"
 	}
-	return "the host's disk under " + s.host.opts.CacheDir + " is full: make room there"
+	return "the session's disk under " + s.host.opts.CacheDir + " failed on the host: " + s.diskError
 }

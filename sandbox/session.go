@@ -35,14 +35,14 @@ type Session struct {
 	ending  sync.Once
 	gone    chan struct{} // closed when nothing of the session is left
 
-	mu       sync.Mutex
-	mux      *yamux.Session // nil while the connection is lost
-	muxReady chan struct{}  // closed when mux is set
-	reason   string         // why it closed
-	lastUsed time.Time
-	active   int // calls under way
-	running  int // attached processes
-	diskFull bool
+	mu        sync.Mutex
+	mux       *yamux.Session // nil while the connection is lost
+	muxReady  chan struct{}  // closed when mux is set
+	reason    string         // why it closed
+	lastUsed  time.Time
+	active    int    // calls under way
+	running   int    // attached processes
+	diskError string // what the host said of a failed access to the scratch disk
 }
 
 func newSession(ctx context.Context, h *Host, id string, dir *runDir, o Options) *Session {
@@ -182,12 +182,14 @@ func (s *Session) onEvent(e qemu.Event) {
 		return
 	}
 	var data struct {
-		NoSpace bool   `json:"nospace"`
-		Reason  string `json:"reason"`
+		Reason string `json:"reason"` // strerror; the event's nospace is for another werror policy
 	}
 	_ = json.Unmarshal(e.Data, &data)
-	s.log.Warn("the session's disk failed", "reason", data.Reason, "no_space", data.NoSpace)
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.diskFull = s.diskFull || data.NoSpace
+	known := s.diskError != ""
+	s.diskError = data.Reason
+	s.mu.Unlock()
+	if !known { // the guest can cause any number of them
+		s.log.Warn("the session's disk fails", "reason", data.Reason)
+	}
 }

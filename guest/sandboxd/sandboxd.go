@@ -30,8 +30,8 @@ import (
 )
 
 // Main serves the control port until that is impossible.
-func Main(version string) {
-	err := run(context.Background(), version)
+func Main(ctx context.Context, version string) {
+	err := run(ctx, version)
 	fmt.Fprintf(os.Stderr, "gondolin: sandboxd: %v\n", err)
 	os.Exit(1)
 }
@@ -44,6 +44,8 @@ type agent struct {
 }
 
 func run(ctx context.Context, version string) error {
+	// Its name for ps; it would be that of /proc/self/exe.
+	_ = os.WriteFile("/proc/self/comm", []byte("sandboxd"), 0)
 	port, err := waitPort(wire.PortControl)
 	if err != nil {
 		return err

