@@ -41,7 +41,7 @@ demo: setup image ## Install, build, and watch a real client use the server
 	@$(GO) run ./e2e/demo --server $(BIN)
 
 .PHONY: test
-test: setup-test image inspector ## Everything: unit tests, fuzz seeds, end to end on a real VM
+test: setup-test image inspector busybox ## Everything: unit tests, fuzz seeds, end to end on a real VM
 	@echo 'running the tests' >&2
 	@$(GO) vet ./...
 	@$(GO) test -count=1 -p 1 -timeout 20m ./...
@@ -53,6 +53,12 @@ bin/.inspector/.done: Makefile
 	@rm -rf bin/.inspector && mkdir -p bin/.inspector
 	@npm install --prefix bin/.inspector --no-save --no-audit --no-fund --ignore-scripts --loglevel=error $(INSPECTOR) >&2
 	@touch $@
+
+.PHONY: busybox
+busybox: bin/.busybox/bin/busybox
+bin/.busybox/bin/busybox:
+	@echo 'fetching busybox, an image for the tests' >&2
+	@mkdir -p bin/.busybox && cd bin/.busybox && apt-get download -q busybox-static >&2 && dpkg-deb -x *.deb .
 
 .PHONY: bench
 bench: image ## Measure; prints a table and bench.jsonl

@@ -135,7 +135,7 @@ func (h *Host) bootOnce(ctx context.Context, s *Session, c qemu.Config, unproven
 		}
 		limit = min(limit, unprovenTimeout)
 	}
-	conn, err := s.connect(ctx, vm, limit)
+	conn, err := s.connect(ctx, vm, limit, false)
 	if err != nil {
 		return err
 	}
@@ -157,8 +157,8 @@ func withConsole(err error, vm *qemu.VM) error {
 }
 
 // connect opens the control port and leads the guest through the handshake,
-// which must begin within limit.
-func (s *Session) connect(ctx context.Context, vm *qemu.VM, limit time.Duration) (_ net.Conn, err error) {
+// which must begin within limit. again says that the port was open before.
+func (s *Session) connect(ctx context.Context, vm *qemu.VM, limit time.Duration, again bool) (_ net.Conn, err error) {
 	conn, err := vm.Dial(ctx, wire.PortControl)
 	if err != nil {
 		return nil, err
@@ -193,6 +193,11 @@ func (s *Session) connect(ctx context.Context, vm *qemu.VM, limit time.Duration)
 	}()
 	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
 		return nil, err
+	}
+	if again {
+		if err := wire.WriteReset(conn); err != nil {
+			return nil, fmt.Errorf("resetting the control port: %w", err)
+		}
 	}
 	var hi wire.Announce
 	if err := wire.ReadHandshake(conn, &hi); err != nil {

@@ -30,7 +30,7 @@ func (s *Session) drop(mux *yamux.Session) {
 
 // reconnect opens the control port anew; only watch calls it.
 func (s *Session) reconnect() (*yamux.Session, error) {
-	conn, err := s.connect(s.life, s.vm, settleTimeout)
+	conn, err := s.connect(s.life, s.vm, settleTimeout, true)
 	if err != nil {
 		return nil, err
 	}

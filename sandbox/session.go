@@ -125,7 +125,7 @@ func (s *Session) watch() {
 			s.drop(mux)
 			var err error
 			if mux, err = s.reconnect(); err != nil {
-				end("the connection to the guest was lost: %v", withConsole(err, s.vm))
+				end("%v", withConsole(s.cause(err), s.vm))
 				return
 			}
 		case <-wall.C:
@@ -140,6 +140,20 @@ func (s *Session) watch() {
 			idle.Reset(left)
 		}
 	}
+}
+
+// cause says why a connection could not be taken up again. When the machine is
+// dying its own end is the reason, and shows a moment later.
+func (s *Session) cause(err error) error {
+	timer := time.NewTimer(2 * time.Second)
+	defer timer.Stop()
+	select {
+	case <-s.vm.Done():
+		return s.vm.Err()
+	case <-s.life.Done():
+	case <-timer.C:
+	}
+	return fmt.Errorf("the connection to the guest was lost: %w", err)
 }
 
 // newTimer returns a timer that never fires when limit is not positive.

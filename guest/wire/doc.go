@@ -19,7 +19,8 @@
 //	guest -> host  Ready      applied, or the reason why not
 //
 // The guest repeats Announce whenever the port was closed and opened again, and
-// the host then repeats Hello. Settings are applied by the first Hello only
+// the host then repeats Hello. A host that opens the port again begins with
+// WriteReset, since the guest may have missed the close. Settings are applied by the first Hello only
 // (clock and entropy by each). Both sides refuse a version they do not speak.
 // A version changes when a message changes its meaning; a field that may be
 // absent does not change it.

@@ -56,6 +56,15 @@ type Ready struct {
 	Err string `cbor:"1,keyasint,omitempty"` // why the Hello could not be applied
 }
 
+// WriteReset makes the guest end a connection that it does not know to be lost:
+// a port that closes and opens again quickly shows no end of file to a reader
+// that waits in the kernel. The bytes fill the body of a frame that the guest
+// may be waiting for and are no header of another; what is left of them is skipped.
+func WriteReset(w io.Writer) error {
+	_, err := w.Write(bytes.Repeat([]byte{0xff}, MaxFrame+frameHeader+2*muxHeader))
+	return err
+}
+
 // WriteHandshake writes one handshake message.
 func WriteHandshake(w io.Writer, v any) error {
 	var b bytes.Buffer

@@ -92,9 +92,11 @@ func (g *guard) check(p []byte) error {
 		if len(g.head) < muxHeader {
 			return nil
 		}
-		kind, flags, length := g.head[1], binary.BigEndian.Uint16(g.head[2:]), binary.BigEndian.Uint32(g.head[8:])
+		version, kind, flags, length := g.head[0], g.head[1], binary.BigEndian.Uint16(g.head[2:]), binary.BigEndian.Uint32(g.head[8:])
 		g.head = g.head[:0]
 		switch {
+		case version != 0:
+			return fmt.Errorf("multiplexer frame of version %d: %w", version, ErrProtocol)
 		case kind == muxData && length <= window:
 			g.body = length
 		case kind == muxWindowUpdate, kind == muxGoAway:

@@ -1,0 +1,329 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gondolin-go/gondolin/images"
+)
+
+// usageError is a mistake in how a command was called, as against one in doing what it says.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// usage wraps cobra's argument checks.
+func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
+		}
+		return nil
+	}
+}
+
+// newImagesCommand is `gondolin-mcp images`. The store's directory is asked for when a command runs, since
+// it may come from flags and configuration.
+func newImagesCommand(storeDir func() (string, error)) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "images",
+		Short: "Build and look after guest images",
+		Args:  usage(cobra.NoArgs),
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%s: %w", c.CommandPath(), err)}
+	})
+	open := func() (*images.Store, error) {
+		dir, err := storeDir()
+		if err != nil {
+			return nil, err
+		}
+		return images.OpenStore(dir)
+	}
+	cmd.AddCommand(imagesBuild(open), imagesList(open), imagesInspect(open), imagesVerify(open), imagesRemove(open), imagesGC(open))
+	return cmd
+}
+
+type openStore func() (*images.Store, error)
+
+func imagesBuild(open openStore) *cobra.Command {
+	var spec images.Spec
+	var from string
+	var maxBytes int64
+	cmd := &cobra.Command{
+		Use:   "build",
+		Short: "Build an image, by default the one that sessions use",
+		Long: `Build an image from this machine's Debian or Ubuntu mirrors (the default), or from an OCI image, a
+directory or an archive; no container engine is needed. An image that was built before from the same
+source is not built again unless --force is given.`,
+		Example: `  gondolin-mcp images build
+  gondolin-mcp images build --name node --from oci:docker.io/library/node:22
+  gondolin-mcp images build --name mine --from dir:./rootfs`,
+		Args: usage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			src, err := images.ParseSource(from)
+			if err != nil {
+				return usageError{err}
+			}
+			if src.Kind != images.KindPackages && (len(spec.Source.Packages) > 0 || spec.Source.Suite != "") {
+				return usageError{fmt.Errorf("--packages and --suite go with --from packages, not with %s", src)}
+			}
+			src.Packages, src.Suite = spec.Source.Packages, spec.Source.Suite
+			spec.Source = src
+			spec.Limits.Bytes = maxBytes
+			spec.Version = buildVersion()
+			store, err := open()
+			if err != nil {
+				return err
+			}
+			began := time.Now()
+			img, err := images.Build(cmd.Context(), store, spec, images.NewProgress(cmd.ErrOrStderr()))
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "image %.12s is ready after %.1f s (%s)\n",
+				img.ID(), time.Since(began).Seconds(), images.FormatBytes(img.Manifest.TotalSize()))
+			fmt.Fprintln(cmd.OutOrStdout(), img.ID())
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&spec.Name, "name", images.DefaultTag, "name of the image")
+	f.StringVar(&from, "from", images.KindPackages, "packages, oci:REF, oci-layout:DIR[:TAG], docker-archive:FILE, dir:DIR or tar:FILE")
+	f.StringSliceVar(&spec.Source.Packages, "packages", nil, "packages to install instead of the default list")
+	f.StringVar(&spec.Source.Suite, "suite", "", "distribution release (default: this machine's)")
+	f.StringVar(&spec.Kernel.Image, "kernel-from", "", "take the kernel of this image")
+	f.StringVar(&spec.Kernel.File, "kernel", "", "kernel file (bzImage or vmlinux), with --modules")
+	f.StringVar(&spec.Kernel.Modules, "modules", "", "its /lib/modules/VERSION directory")
+	f.StringVar(&spec.Arch, "arch", "", "amd64 or arm64 (default: this machine's)")
+	f.BoolVar(&spec.Force, "force", false, "build even if the same image was built before")
+	f.Int64Var(&maxBytes, "max-bytes", 0, "refuse a root file system that unpacks to more (default 32 GiB)")
+	return cmd
+}
+
+func buildVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return ""
+}
+
+// listed is one row of `images list --json`.
+type listed struct {
+	ID       string           `json:"id"`
+	Names    []string         `json:"names"`
+	Bytes    int64            `json:"bytes"`
+	LastUsed time.Time        `json:"last_used"`
+	Manifest *images.Manifest `json:"manifest"`
+}
+
+func row(img *images.Image) listed {
+	names := img.Names()
+	if names == nil {
+		names = []string{}
+	}
+	return listed{ID: img.ID(), Names: names, Bytes: img.Manifest.TotalSize(), LastUsed: img.LastUsed(), Manifest: img.Manifest}
+}
+
+func imagesList(open openStore) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the images of the store",
+		Args: usage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			store, err := open()
+			if err != nil {
+				return err
+			}
+			list, lerr := store.List() // with what is unreadable beside the rest
+			if asJSON {
+				rows := []listed{}
+				for _, img := range list {
+					rows = append(rows, row(img))
+				}
+				return errors.Join(printJSON(cmd.OutOrStdout(), rows), lerr)
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "NAME\tID\tSIZE\tARCH\tKERNEL\tCREATED\tSOURCE")
+			for _, img := range list {
+				m, names := img.Manifest, strings.Join(img.Names(), ",")
+				if names == "" {
+					names = "-"
+				}
+				fmt.Fprintf(w, "%s\t%.12s\t%s\t%s\t%s\t%s\t%s\n", names, m.ID, images.FormatBytes(m.TotalSize()), m.Arch,
+					m.Kernel.Version, m.Created.Local().Format("2006-01-02 15:04"), describeSource(m.Source))
+			}
+			return errors.Join(w.Flush(), lerr)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func describeSource(s images.SourceInfo) string {
+	if s.Kind == images.KindPackages {
+		return fmt.Sprintf("%d packages of %s", len(s.Packages), s.Suite)
+	}
+	return s.Kind + ":" + s.Ref
+}
+
+func imagesInspect(open openStore) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "inspect [REF]", Short: "Show what an image is made of",
+		Args: usage(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			store, err := open()
+			if err != nil {
+				return err
+			}
+			img, err := store.Get(strings.Join(args, ""))
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), row(img))
+			}
+			return printImage(cmd.OutOrStdout(), img)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func printImage(out io.Writer, img *images.Image) error {
+	m := img.Manifest
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	line := func(key, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", key, fmt.Sprintf(format, args...)) }
+	line("id", "%s", m.ID)
+	line("names", "%s", strings.Join(img.Names(), ", "))
+	line("directory", "%s", img.Dir())
+	line("architecture", "%s", m.Arch)
+	line("created", "%s", m.Created.Local().Format(time.RFC3339))
+	line("source", "%s", describeSource(m.Source))
+	if m.Source.Digest != "" {
+		line("source digest", "%s", m.Source.Digest)
+	}
+	if len(m.Source.Packages) > 0 {
+		line("packages", "%s", strings.Join(m.Source.Packages, " "))
+	}
+	line("kernel", "%s (%s)", m.Kernel.Version, m.Kernel.Format)
+	if m.Kernel.Package != "" {
+		line("kernel package", "%s %s", m.Kernel.Package, m.Kernel.PackageVersion)
+	}
+	line("modules", "%s", strings.Join(m.Kernel.Modules, " "))
+	for _, f := range m.Files {
+		line(f.Name, "%s  sha256:%s", images.FormatBytes(f.Size), f.SHA256)
+	}
+	return w.Flush()
+}
+
+func imagesVerify(open openStore) *cobra.Command {
+	return &cobra.Command{
+		Use: "verify [REF...]", Short: "Hash every file of the named images, or of all",
+		Args: usage(cobra.ArbitraryArgs),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			store, err := open()
+			if err != nil {
+				return err
+			}
+			var errs []error
+			if len(args) == 0 {
+				list, err := store.List()
+				errs = append(errs, err)
+				for _, img := range list {
+					args = append(args, img.ID())
+				}
+			}
+			progress := images.NewProgress(cmd.ErrOrStderr())
+			for _, ref := range args {
+				if err := store.Verify(cmd.Context(), ref, progress); err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s\tok\n", ref)
+			}
+			return errors.Join(errs...)
+		},
+	}
+}
+
+func imagesRemove(open openStore) *cobra.Command {
+	return &cobra.Command{
+		Use: "remove REF...", Aliases: []string{"rm"}, Short: "Remove images, or one of an image's several names",
+		Args: usage(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			store, err := open()
+			if err != nil {
+				return err
+			}
+			var errs []error
+			for _, ref := range args {
+				gone, err := store.Remove(cmd.Context(), ref)
+				if err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "removed %s %s (%s)\n", gone.Kind, gone.Name, images.FormatBytes(gone.Bytes))
+			}
+			return errors.Join(errs...)
+		},
+	}
+}
+
+func imagesGC(open openStore) *cobra.Command {
+	var days int
+	var policy images.GCPolicy
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "gc", Short: "Remove unnamed images, downloads, old kernels and remains of killed builds",
+		Args: usage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if days < 0 {
+				return usageError{errors.New("--keep-days must not be negative")}
+			}
+			policy.Keep = time.Duration(days) * 24 * time.Hour
+			store, err := open()
+			if err != nil {
+				return err
+			}
+			report, gerr := store.GC(cmd.Context(), policy)
+			out := cmd.OutOrStdout()
+			if asJSON {
+				return errors.Join(printJSON(out, report), gerr)
+			}
+			verb := "removed"
+			if policy.DryRun {
+				verb = "would remove"
+			}
+			for _, r := range report.Removed {
+				fmt.Fprintf(out, "%s %s %s (%s)\n", verb, r.Kind, r.Name, images.FormatBytes(r.Bytes))
+			}
+			for _, b := range report.Busy {
+				fmt.Fprintf(out, "in use: %s\n", b)
+			}
+			fmt.Fprintf(out, "%s %s in all\n", verb, images.FormatBytes(report.Bytes()))
+			return gerr
+		},
+	}
+	cmd.Flags().IntVar(&days, "keep-days", 0, "keep unnamed images and downloads that were used within so many days")
+	cmd.Flags().BoolVar(&policy.DryRun, "dry-run", false, "only say what would go")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
