@@ -113,7 +113,7 @@ func packOne(tw *tar.Writer, path, name string, info fs.FileInfo, links map[[2]u
 func unpack(stream net.Conn, m *wire.Unpack) *wire.Error {
 	var owner *account
 	if m.User != "" {
-		acc, err := lookupAccount(m.User)
+		acc, err := accountOf(m.User)
 		if err != nil {
 			return badRequest("%v", err)
 		}

@@ -27,6 +27,7 @@ type cgroups struct {
 	idle      []*cgroup
 	lingering []*cgroup // the command ended, something it started lives on
 	made      int
+	oomKills  int // as counted at the last look
 }
 
 type cgroup struct {
@@ -131,17 +132,22 @@ func (g *cgroup) kill() error {
 	return nil
 }
 
-// oomKills counts how often the kernel ended a command for want of memory.
-func oomKills() int {
+// outOfMemory reports whether the kernel has ended a command for want of memory
+// since the last call.
+func (c *cgroups) outOfMemory() bool {
 	b, err := os.ReadFile(cgroupRoot + "/memory.events")
 	if err != nil {
-		return 0
+		return false
 	}
-	for _, line := range bytes.Split(b, []byte("\n")) {
+	kills := 0
+	for line := range bytes.Lines(b) {
 		if v, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
-			n, _ := strconv.Atoi(string(v))
-			return n
+			kills, _ = strconv.Atoi(string(bytes.TrimSpace(v)))
 		}
 	}
-	return 0
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	more := kills > c.oomKills
+	c.oomKills = kills
+	return more
 }

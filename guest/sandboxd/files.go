@@ -113,7 +113,7 @@ func mkdir(m *wire.Path) (any, *wire.Error) {
 	if m.Mode != nil {
 		mode = fs.FileMode(*m.Mode & 0o777)
 	}
-	acc, err := lookupAccount(m.User)
+	acc, err := accountOf(m.User)
 	if err != nil {
 		return nil, badRequest("%v", err)
 	}
@@ -256,30 +256,56 @@ type dataReader struct {
 
 func (d *dataReader) Read(p []byte) (int, error) {
 	for len(d.rest) == 0 {
-		if d.done {
-			return 0, io.EOF
-		}
-		kind, payload, err := d.frames.Next()
-		if err != nil {
+		if err := d.next(); err != nil {
 			return 0, err
-		}
-		switch kind {
-		case wire.FrameData:
-			d.rest = payload
-		case wire.FrameEnd:
-			var end wire.End
-			if err := wire.Unmarshal(payload, &end); err != nil {
-				return 0, err
-			}
-			if end.Err != nil {
-				return 0, end.Err
-			}
-			d.done = true
-		default:
-			return 0, wire.ErrProtocol
 		}
 	}
 	n := copy(p, d.rest)
 	d.rest = d.rest[n:]
 	return n, nil
+}
+
+// WriteTo writes whole frames; io.Copy would cut them into small pieces.
+func (d *dataReader) WriteTo(w io.Writer) (int64, error) {
+	var total int64
+	for {
+		n, err := w.Write(d.rest)
+		total += int64(n)
+		if err != nil {
+			return total, err
+		}
+		d.rest = nil
+		if err := d.next(); err == io.EOF {
+			return total, nil
+		} else if err != nil {
+			return total, err
+		}
+	}
+}
+
+// next takes the next frame; io.EOF after FrameEnd.
+func (d *dataReader) next() error {
+	if d.done {
+		return io.EOF
+	}
+	kind, payload, err := d.frames.Next()
+	if err != nil {
+		return err
+	}
+	switch kind {
+	case wire.FrameData:
+		d.rest = payload
+		return nil
+	case wire.FrameEnd:
+		var end wire.End
+		if err := wire.Unmarshal(payload, &end); err != nil {
+			return err
+		}
+		if end.Err != nil {
+			return end.Err
+		}
+		d.done = true
+		return io.EOF
+	}
+	return wire.ErrProtocol
 }

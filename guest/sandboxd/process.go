@@ -38,7 +38,6 @@ type process struct {
 	ended    bool // reaped: its pid and group may belong to somebody else
 	released bool // so may its cgroup
 	timedOut bool
-	oomBase  int
 	written  [2]int64 // stdout, stderr
 
 	killers sync.WaitGroup // calls of terminate that still need the cgroup
@@ -88,6 +87,7 @@ func openFiles(req *wire.Start) (*stdio, error) {
 		if add(err) != nil {
 			return nil, err
 		}
+		widen(w)
 		fs.child[0], fs.stdin, fs.closes = r, w, append(fs.closes, r)
 	} else {
 		null, err := os.Open("/dev/null")
@@ -134,7 +134,7 @@ func openTTY(size *wire.Size) (*stdio, error) {
 
 // spawn starts a command.
 func spawn(req *wire.Start, groups *cgroups) (*process, *wire.Error) {
-	acc, err := lookupAccount(req.User)
+	acc, err := accountOf(req.User)
 	if err != nil {
 		return nil, &wire.Error{Code: wire.CodeInvalid, Msg: err.Error()}
 	}
@@ -163,7 +163,7 @@ func spawn(req *wire.Start, groups *cgroups) (*process, *wire.Error) {
 		label: label(argv, req.Shell), started: time.Now(), retain: req.Retain,
 		spool:  newSpool(req.Spool, !req.Detach, req.Retain),
 		cgroup: group, stdin: fs.stdin, tty: req.TTY != nil,
-		attached: make(chan struct{}, 1), done: make(chan struct{}), oomBase: oomKills(),
+		attached: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	p.handle, err = os.StartProcess(path, argv, &os.ProcAttr{
 		Dir: dir, Env: env, Files: fs.child[:],
@@ -241,7 +241,7 @@ func (p *process) watch(pumps []pumpFrom, groups *cgroups) {
 		p.exit.Code, p.exit.Note = -1, "waiting for the process: "+err.Error()
 	} else if ws := state.Sys().(syscall.WaitStatus); ws.Signaled() {
 		p.exit.Code, p.exit.Signal = 128+int(ws.Signal()), unix.SignalName(ws.Signal())
-		if ws.Signal() == unix.SIGKILL && oomKills() > p.oomBase {
+		if ws.Signal() == unix.SIGKILL && groups.outOfMemory() {
 			p.exit.Note = "the guest ran out of memory; raise limits.memory"
 		}
 	} else {
@@ -381,7 +381,8 @@ func (p *process) feed(r io.Reader, req *wire.Stdin) *wire.Error {
 		_ = p.stdin.SetWriteDeadline(time.Now().Add(time.Duration(req.WaitMS) * time.Millisecond))
 		defer p.stdin.SetWriteDeadline(time.Time{})
 	}
-	_, err := io.Copy(p.stdin, r)
+	// Not io.Copy itself: to a file it copies in small pieces.
+	_, err := io.CopyBuffer(struct{ io.Writer }{p.stdin}, r, make([]byte, wire.MaxFrame))
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &wire.Error{Code: wire.CodeLimit, Msg: "the process does not read its standard input; some of the data was not delivered"}

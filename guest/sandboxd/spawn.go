@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -27,12 +28,48 @@ type account struct {
 	groups            []uint32
 }
 
-// lookupAccount resolves NAME, UID, and either with :GROUP or :GID. A number
-// need not be in /etc/passwd.
-func lookupAccount(spec string) (*account, error) {
+// accounts remembers look-ups for as long as the files that they come from are
+// the same: reading those costs more than starting a short command should.
+var accounts struct {
+	sync.Mutex
+	stamp string
+	known map[string]*account
+}
+
+const maxAccounts = 64
+
+// accountOf returns the account that spec names; see lookupAccount.
+func accountOf(spec string) (*account, error) {
 	if spec == "" {
 		spec = "root"
 	}
+	stamp := stampOf("/etc/passwd") + stampOf("/etc/group")
+	accounts.Lock()
+	defer accounts.Unlock()
+	if accounts.stamp != stamp || len(accounts.known) >= maxAccounts {
+		accounts.stamp, accounts.known = stamp, map[string]*account{}
+	}
+	if acc := accounts.known[spec]; acc != nil {
+		return acc, nil
+	}
+	acc, err := lookupAccount(spec)
+	if err == nil {
+		accounts.known[spec] = acc
+	}
+	return acc, err
+}
+
+func stampOf(path string) string {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return "none "
+	}
+	return fmt.Sprint(st.Ino, st.Size, st.Mtim, st.Ctim, " ")
+}
+
+// lookupAccount resolves NAME, UID, and either with :GROUP or :GID. A number
+// need not be in /etc/passwd.
+func lookupAccount(spec string) (*account, error) {
 	name, group, hasGroup := strings.Cut(spec, ":")
 	acc := &account{name: name, home: "/", shell: "/bin/sh"}
 	u, err := user.Lookup(name)

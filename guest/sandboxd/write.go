@@ -23,7 +23,7 @@ import (
 // the old content stays: new content goes to a temporary file beside the
 // target, is synced, and takes its name.
 func (f *files) write(stream net.Conn, m *wire.Write) *wire.Error {
-	acc, err := lookupAccount(m.User)
+	acc, err := accountOf(m.User)
 	if err != nil {
 		return badRequest("%v", err)
 	}
@@ -52,7 +52,7 @@ func (f *files) write(stream net.Conn, m *wire.Write) *wire.Error {
 	if wire.SendReply(stream, nil, nil) != nil {
 		return nil
 	}
-	n, err := io.Copy(w.f, &dataReader{frames: wire.NewFrameReader(stream)})
+	n, err := (&dataReader{frames: wire.NewFrameReader(stream)}).WriteTo(w.f)
 	if err == nil {
 		f.commit.Lock()
 		err = w.finish(m.IfSHA256, m.IfAbsent)
