@@ -1,0 +1,200 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gondolin-go/gondolin/sandbox"
+)
+
+const mb = 1e6
+
+func (b *bench) create(ctx context.Context) (*sandbox.Session, error) {
+	return b.host.Create(ctx, sandbox.Options{Image: b.image})
+}
+
+// running measures one session that runs.
+func (b *bench) running(ctx context.Context) error {
+	s, err := b.create(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	truth := sandbox.Command{Argv: []string{"/bin/true"}}
+	for range 20 { // the first ones read the disk
+		if _, err := s.Run(ctx, truth); err != nil {
+			return err
+		}
+	}
+	const stream = 128 << 20
+	const file = 4 << 20
+	return errors.Join(
+		b.measure(row{Name: "exec /bin/true", Unit: "ms", Original: 12.1, Bar: 8}, 300, func() (float64, error) {
+			began := time.Now()
+			_, err := s.Run(ctx, truth)
+			return ms(time.Since(began)), err
+		}),
+		b.measure(row{Name: "stat request", Unit: "ms"}, 300, func() (float64, error) {
+			began := time.Now()
+			_, err := s.Stat(ctx, "/")
+			return ms(time.Since(began)), err
+		}),
+		b.measure(row{Name: "stdout stream", Unit: "MB/s", Original: 6.8, Bar: 60, more: true}, 7, func() (float64, error) {
+			return rate(func() (int64, error) {
+				exit, err := s.Run(ctx, sandbox.Command{
+					Argv: []string{"dd", "if=/dev/zero", "bs=128k", fmt.Sprintf("count=%d", stream>>17), "status=none"}, Stdout: io.Discard,
+				})
+				return exit.Stdout, err
+			})
+		}),
+		b.measure(row{Name: "stdin stream", Unit: "MB/s", Original: 8.3, Bar: 50, more: true}, 7, func() (float64, error) {
+			return rate(func() (int64, error) {
+				_, err := s.Run(ctx, sandbox.Command{Argv: []string{"dd", "of=/dev/null", "bs=128k", "status=none"}, Stdin: zeros(stream)})
+				return stream, err
+			})
+		}),
+		b.measure(row{Name: "write file 4 MiB", Unit: "MB/s", Original: 35, Bar: 70, more: true}, 31, func() (float64, error) {
+			return rate(func() (int64, error) {
+				w, err := s.WriteFile(ctx, "/root/bench", zeros(file), sandbox.WriteOptions{})
+				return w.Bytes, err
+			})
+		}),
+		b.measure(row{Name: "read file 4 MiB", Unit: "MB/s", Original: 61, Bar: 80, more: true}, 31, func() (float64, error) {
+			return rate(func() (int64, error) {
+				f, _, err := s.Open(ctx, "/root/bench", 0, 0)
+				if err != nil {
+					return 0, err
+				}
+				defer f.Close()
+				return io.Copy(io.Discard, f)
+			})
+		}),
+	)
+}
+
+// creating measures from nothing to the end of the first command.
+func (b *bench) creating(ctx context.Context) error {
+	first := func() error {
+		s, err := b.create(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = s.Run(ctx, sandbox.Command{Argv: []string{"/bin/true"}})
+		return errors.Join(err, s.Close())
+	}
+	return errors.Join(
+		// The bar of 0.25 s is for sessions cloned from a template, which are not there yet.
+		b.measure(row{Name: "create to first exec, cold", Unit: "s", Original: 6.3}, 7, func() (float64, error) {
+			began := time.Now()
+			err := first()
+			return time.Since(began).Seconds(), err
+		}),
+		b.measure(row{Name: "4 at once, create to exec, cold", Unit: "s", Original: 12.6}, 3, func() (float64, error) {
+			began := time.Now()
+			errs := make(chan error, 4)
+			for range cap(errs) {
+				go func() { errs <- first() }()
+			}
+			var all []error
+			for range cap(errs) {
+				all = append(all, <-errs)
+			}
+			return time.Since(began).Seconds(), errors.Join(all...)
+		}),
+	)
+}
+
+// idle measures what a session costs that does nothing.
+func (b *bench) idle(ctx context.Context) error {
+	s, err := b.create(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if _, err := s.Run(ctx, sandbox.Command{Argv: []string{"/bin/true"}}); err != nil {
+		return err
+	}
+	pid, err := childQEMU()
+	if err != nil {
+		return err
+	}
+	settle := time.NewTimer(5 * time.Second)
+	<-settle.C
+	return errors.Join(
+		b.measure(row{Name: "idle session, PSS of QEMU", Unit: "MiB", Original: 265}, 3, func() (float64, error) {
+			kib, err := field(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss:")
+			return kib / 1024, err
+		}),
+		b.measure(row{Name: "idle session, CPU of QEMU", Unit: "% of a core", Original: 8.5}, 5, func() (float64, error) {
+			before, err := cpuTicks(pid)
+			if err != nil {
+				return 0, err
+			}
+			wait := time.NewTimer(4 * time.Second)
+			<-wait.C
+			after, err := cpuTicks(pid)
+			return (after - before) / 4, err // a tick is 10 ms: ticks a second are per cent
+		}),
+		b.measure(row{Name: "host process, RSS", Unit: "MiB", Original: 70, Bar: 40}, 3, func() (float64, error) {
+			kib, err := field("/proc/self/status", "VmRSS:")
+			return kib / 1024, err
+		}),
+	)
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+func rate(f func() (int64, error)) (float64, error) {
+	began := time.Now()
+	n, err := f()
+	return float64(n) / mb / time.Since(began).Seconds(), err
+}
+
+func zeros(n int64) io.Reader { return io.LimitReader(zeroReader{}, n) }
+
+type zeroReader struct{}
+
+func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+func childQEMU() (int, error) {
+	out, err := exec.Command("pgrep", "-P", strconv.Itoa(os.Getpid()), "qemu").Output()
+	if err != nil {
+		return 0, fmt.Errorf("finding QEMU: %w", err)
+	}
+	return strconv.Atoi(strings.TrimSpace(string(out)))
+}
+
+// field reads a number behind a name from a file of /proc.
+func field(path, name string) (float64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if rest, ok := strings.CutPrefix(lines.Text(), name); ok {
+			return strconv.ParseFloat(strings.Fields(rest)[0], 64)
+		}
+	}
+	return 0, fmt.Errorf("%s has no %s", path, name)
+}
+
+// cpuTicks is a process's CPU time in clock ticks; proc_pid_stat(5).
+func cpuTicks(pid int) (float64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	user, err1 := strconv.ParseFloat(fields[11], 64)
+	sys, err2 := strconv.ParseFloat(fields[12], 64)
+	return user + sys, errors.Join(err1, err2)
+}

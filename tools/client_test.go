@@ -1,0 +1,171 @@
+//lint:file-ignore SA1019 Roots are deprecated since 2026-07-28; clients that have them must still be served.
+
+package tools
+
+import (
+	"context"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mark3labs/mcp-go/client"
+	"github.com/mark3labs/mcp-go/client/transport"
+	"github.com/mark3labs/mcp-go/mcp"
+	official "github.com/modelcontextprotocol/go-sdk/mcp"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gondolin-go/gondolin/sandbox"
+)
+
+// workspace answers a server that asks for roots.
+type workspace struct{}
+
+func (workspace) ListRoots(context.Context, mcp.ListRootsRequest) (*mcp.ListRootsResult, error) {
+	return &mcp.ListRootsResult{Roots: []mcp.Root{{URI: "file:///home/me/project"}}}, nil
+}
+
+// library is mcp-go's own client, in the era of the version given.
+func library(t *testing.T, o Options, version string, opts ...client.ClientOption) *client.Client {
+	t.Helper()
+	c, out := pipes(t, o, nil)
+	tr := transport.NewIO(out, c.in, io.NopCloser(strings.NewReader("")))
+	cl := client.NewClient(tr, opts...)
+	require.NoError(t, cl.Start(t.Context()))
+	t.Cleanup(func() { _ = cl.Close() })
+	_, err := cl.Initialize(t.Context(), mcp.InitializeRequest{Params: mcp.InitializeParams{
+		ProtocolVersion: version, ClientInfo: mcp.Implementation{Name: "test", Version: "1"},
+	}})
+	require.NoError(t, err)
+	return cl
+}
+
+func callLibrary(t *testing.T, cl *client.Client, tool string, args map[string]any) *mcp.CallToolResult {
+	t.Helper()
+	r, err := cl.CallTool(t.Context(), mcp.CallToolRequest{Params: mcp.CallToolParams{Name: tool, Arguments: args}})
+	require.NoError(t, err)
+	return r
+}
+
+func TestBothErasOfTheProtocolWorkWithALibraryClient(t *testing.T) {
+	for _, version := range []string{mcp.ProtocolVersion20250618, mcp.ProtocolVersion20251125, mcp.ProtocolVersion20260728} {
+		t.Run(version, func(t *testing.T) {
+			cl := library(t, Options{}, version)
+			list, err := cl.ListTools(t.Context(), mcp.ListToolsRequest{})
+			require.NoError(t, err)
+			assert.Len(t, list.Tools, 11)
+			templates, err := cl.ListResourceTemplates(t.Context(), mcp.ListResourceTemplatesRequest{})
+			require.NoError(t, err)
+			assert.Len(t, templates.ResourceTemplates, 1)
+			r := callLibrary(t, cl, "exec", map[string]any{"command": "echo hi"})
+			assert.False(t, r.IsError)
+			assert.Contains(t, mcp.GetTextFromContent(r.Content[0]), "hi")
+			assert.NotNil(t, r.StructuredContent)
+		})
+	}
+}
+
+func TestRootsNameTheWorkspaceInBothEras(t *testing.T) {
+	for _, version := range []string{mcp.ProtocolVersion20251125, mcp.ProtocolVersion20260728} {
+		t.Run(version, func(t *testing.T) {
+			cl := library(t, Options{}, version, client.WithRootsHandler(workspace{}))
+			// The answer comes in its own time where calls do not wait for it.
+			require.Eventually(t, func() bool {
+				r := callLibrary(t, cl, "session", map[string]any{"action": "list"})
+				return strings.Contains(mcp.GetTextFromContent(r.Content[0]), "/home/me/project")
+			}, soon, 10*time.Millisecond)
+			r := callLibrary(t, cl, "exec", map[string]any{"command": "echo hi"})
+			assert.Contains(t, mcp.GetTextFromContent(r.Content[0]), "workspace (/home/me/project) is not visible")
+			r = callLibrary(t, cl, "exec", map[string]any{"command": "echo hi"})
+			assert.NotContains(t, mcp.GetTextFromContent(r.Content[0]), "workspace", "once is enough")
+		})
+	}
+}
+
+func TestAClientThatNeverAnswersTheQuestionForRootsLosesNothing(t *testing.T) {
+	c := dialRaw(t, Options{})
+	c.send(`{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"roots":{}},"clientInfo":{"name":"raw","version":"1"}}}`)
+	c.answer("1")
+	c.send(`{"jsonrpc":"2.0","method":"notifications/initialized"}`)
+	ask := c.next()
+	assert.Equal(t, "roots/list", ask.Method)
+	assert.False(t, c.call("exec", `{"command":"echo hi"}`).IsError)
+	// An answer that is an error, and then stray ones, trouble nobody.
+	for range 2 {
+		c.send(`{"jsonrpc":"2.0","id":` + string(ask.ID) + `,"error":{"code":-32601,"message":"no"}}`)
+	}
+	c.send(`{"jsonrpc":"2.0","id":"p","method":"ping"}`)
+	assert.Equal(t, `"p"`, string(c.next().ID))
+}
+
+func TestAStatelessClientThatIgnoresTheQuestionForRootsIsAskedOnlyOnce(t *testing.T) {
+	c := dialRaw(t, Options{})
+	call := func(id string) message {
+		c.send(`{"jsonrpc":"2.0","id":` + id + `,"method":"tools/call","params":{"name":"exec","arguments":{"command":"echo hi"},` +
+			`"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"roots":{}}}}}`)
+		return c.answer(id)
+	}
+	assert.Contains(t, string(call("1").Result), `"resultType":"input_required"`)
+	assert.Contains(t, string(call("2").Result), `"resultType":"complete"`)
+}
+
+// sdk is the client of the official SDK.
+func sdk(t *testing.T, o Options, version string, opts *official.ClientOptions, roots ...*official.Root) *official.ClientSession {
+	t.Helper()
+	c, out := pipes(t, o, nil)
+	cl := official.NewClient(&official.Implementation{Name: "official", Version: "1"}, opts)
+	cl.AddRoots(roots...)
+	session, err := cl.Connect(t.Context(), &official.IOTransport{Reader: io.NopCloser(out), Writer: c.in},
+		&official.ClientSessionOptions{ProtocolVersion: version})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = session.Close() })
+	return session
+}
+
+func TestTheOfficialSDKCallsHearsProgressAndCancels(t *testing.T) {
+	for _, version := range []string{"2025-11-25", "2026-07-28"} {
+		t.Run(version, func(t *testing.T) {
+			b := newBlocking()
+			heard := make(chan string, 100)
+			session := sdk(t, withRun(func(ctx context.Context, cmd sandbox.Command) (sandbox.Exit, error) {
+				_, _ = io.WriteString(cmd.Stdout, "compiling\n")
+				return b.run(ctx, cmd)
+			}), version, &official.ClientOptions{
+				ProgressNotificationHandler: func(_ context.Context, r *official.ProgressNotificationClientRequest) {
+					heard <- r.Params.Message
+				},
+			}, &official.Root{URI: "file:///w"})
+			tools, err := session.ListTools(t.Context(), nil)
+			require.NoError(t, err)
+			assert.Len(t, tools.Tools, 11)
+
+			params := &official.CallToolParams{Name: "exec", Arguments: map[string]any{"command": "make"}}
+			params.SetProgressToken("p")
+			ctx, cancel := context.WithCancel(t.Context())
+			failed := make(chan error, 1)
+			go func() {
+				_, err := session.CallTool(ctx, params)
+				failed <- err
+			}()
+			select {
+			case <-b.began:
+			case err := <-failed:
+				t.Fatal("call ended early: ", err)
+			}
+			assert.Contains(t, wait(t, heard, "progress"), "compiling")
+			cancel()
+			require.ErrorIs(t, wait(t, b.ended, "the command to end"), context.Canceled)
+			require.Error(t, wait(t, failed, "the call"))
+
+			close(b.release)
+			r, err := session.CallTool(t.Context(), &official.CallToolParams{Name: "exec", Arguments: map[string]any{"command": "make"}})
+			require.NoError(t, err)
+			assert.False(t, r.IsError)
+			require.Eventually(t, func() bool {
+				r, err := session.CallTool(t.Context(), &official.CallToolParams{Name: "session", Arguments: map[string]any{"action": "list"}})
+				return err == nil && strings.Contains(r.Content[0].(*official.TextContent).Text, "workspace (/w)")
+			}, soon, 10*time.Millisecond)
+		})
+	}
+}

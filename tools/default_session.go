@@ -1,0 +1,151 @@
+package tools
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gondolin-go/gondolin/sandbox"
+)
+
+// defaultSession is the session of calls that name none. It is made once for
+// all calls that wait for it.
+type defaultSession struct {
+	mu     sync.Mutex
+	now    Session
+	making *making
+	note   string // what the model has to be told about the last one's end
+}
+
+// making is a creation under way. done is closed after the other fields are set.
+type making struct {
+	done chan struct{}
+	sess Session
+	err  error
+}
+
+// defaultFor returns the default session, making one if there is none that
+// lives. note is to be told to the model; told is called when it has been.
+func (s *Server) defaultFor(ctx context.Context) (sess Session, note string, told func(), err error) {
+	d := &s.sessions
+	d.mu.Lock()
+	if d.now != nil {
+		if info := d.now.Info(); info.State == sandbox.StateClosed {
+			d.note = fmt.Sprintf("The previous session %s ended: %s. Its files and processes are gone", info.ID, reasonOf(info))
+			d.now = nil
+		} else {
+			defer d.mu.Unlock()
+			return d.now, d.noteFor(d.now), d.told, nil
+		}
+	}
+	m := d.making
+	if m == nil {
+		m = &making{done: make(chan struct{})}
+		// The creation belongs to the connection, not to this call: whoever is
+		// cancelled while waiting leaves a session for the next call.
+		if err := s.begin(func(life context.Context) { s.make(life, m) }); err != nil {
+			d.mu.Unlock()
+			return nil, "", nil, err
+		}
+		d.making = m
+	}
+	d.mu.Unlock()
+
+	select {
+	case <-ctx.Done():
+		return nil, "", nil, ctx.Err()
+	case <-m.done:
+	}
+	if m.err != nil {
+		return nil, "", nil, toolErrorf("the sandbox could not be started: %s\nNothing was run. The next call tries again.", m.err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return m.sess, d.noteFor(m.sess), d.told, nil
+}
+
+// make creates the default session and hands it to those who wait.
+func (s *Server) make(ctx context.Context, m *making) {
+	began := time.Now()
+	defer close(m.done)
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("panic while a session was made", "panic", fmt.Sprint(p))
+			m.err = fmt.Errorf("a mistake in this server, which is in its log")
+		}
+		s.sessions.mu.Lock()
+		defer s.sessions.mu.Unlock()
+		s.sessions.making = nil
+		if m.err == nil {
+			s.sessions.now = m.sess
+		}
+	}()
+	m.sess, m.err = s.opts.Sandboxes.Create(ctx, SessionOptions{Label: "default"})
+	if m.err != nil {
+		s.log.Error("default session not made", "error", m.err)
+		return
+	}
+	s.log.Info("default session made", "session", m.sess.ID(), "took", time.Since(began).Round(time.Millisecond))
+}
+
+// noteFor is the note about the predecessor of sess. The lock is held.
+func (d *defaultSession) noteFor(sess Session) string {
+	if d.note == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s; this is a new, empty one (%s).", d.note, sess.ID())
+}
+
+// told forgets the note.
+func (d *defaultSession) told() {
+	d.mu.Lock()
+	d.note = ""
+	d.mu.Unlock()
+}
+
+// id is the default session's, or empty.
+func (d *defaultSession) id() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.now == nil {
+		return ""
+	}
+	return d.now.ID()
+}
+
+// forget drops the default session if it is the one named: its end was asked
+// for and needs no note.
+func (d *defaultSession) forget(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.now != nil && d.now.ID() == id {
+		d.now = nil
+		d.note = ""
+	}
+}
+
+// adopt makes sess the default unless there is one or one is being made.
+func (d *defaultSession) adopt(sess Session) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.now != nil || d.making != nil {
+		return false
+	}
+	d.now, d.note = sess, ""
+	return true
+}
+
+// reset forgets everything at the end of a connection.
+func (d *defaultSession) reset() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.now, d.note = nil, ""
+}
+
+func reasonOf(info sandbox.Info) string {
+	if info.Reason == "" {
+		return "no reason is known"
+	}
+	return short(printable(info.Reason), 400)
+}

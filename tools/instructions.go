@@ -1,0 +1,19 @@
+package tools
+
+import "strings"
+
+// instructions is what a client tells its model about the server as a whole.
+func instructions(o Options) string {
+	return strings.Join([]string{
+		"These tools work in a Linux machine (" + o.Image + ") of this conversation alone: a virtual machine, not the user's computer.",
+		"It starts at the first call and is thrown away, with all files in it, when it is closed, idle for long, or the client ends.",
+		"You are root in it unless told otherwise. Install, break and rebuild what you like; nothing of it reaches the user's computer.",
+		o.Network,
+		"The user's files are not in it. Bring in what is needed with write_file, and report results in your answer.",
+		"Run commands with exec; each is a shell of its own, so give cwd and env each time. A non-zero exit code is a result, not an error.",
+		"Start servers and long work with background=true and follow them with job_output, job_input and job_stop.",
+		"Prefer read_file, edit_file, write_file, list_files, glob and grep to cat, sed and ls: their results are bounded and exact.",
+		"Long output keeps its beginning and end; the result says with which job_output call to read the rest.",
+		"An error says what to do about it. If something stays refused or out of reach, say so and ask the user to change the configuration of gondolin-mcp.",
+	}, "\n")
+}
