@@ -120,7 +120,7 @@ func openConsole() error {
 	}
 	for std := range 3 {
 		if fd != std {
-			if err := unix.Dup2(fd, std); err != nil {
+			if err := unix.Dup3(fd, std, 0); err != nil {
 				return fmt.Errorf("redirecting to the console: %w", err)
 			}
 		}
