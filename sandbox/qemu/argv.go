@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"fmt"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -21,6 +22,7 @@ const (
 // Config is what distinguishes one machine from another.
 type Config struct {
 	Binary      string // path of qemu-system-…; FindBinary finds it
+	Arch        string // "amd64" or "arm64" as in GOARCH; default this machine's
 	Accelerator Accelerator
 	CPUs        int
 	MemoryMiB   int
@@ -52,8 +54,8 @@ func (c *Config) Argv() []string {
 	args := []string{
 		"-name", "gondolin",
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-machine", machine(c.Accelerator),
-		"-cpu", cpu(c.Accelerator),
+		"-machine", c.machine(),
+		"-cpu", c.cpu(),
 		"-smp", strconv.Itoa(c.CPUs),
 		"-m", strconv.Itoa(c.MemoryMiB),
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -79,26 +81,34 @@ func (c *Config) Argv() []string {
 	return args
 }
 
-func machine(a Accelerator) string {
-	accel := string(a)
+func (c *Config) arm() bool { return c.Arch == "arm64" || c.Arch == "" && runtime.GOARCH == "arm64" }
+
+func (c *Config) machine() string {
+	if c.arm() {
+		return "virt,accel=" + string(c.Accelerator)
+	}
 	// No legacy device that a Linux guest would have to probe for. (graphics=off would
 	// make the firmware talk on the console: not a sign of the guest's life.)
-	return "q35,accel=" + accel + ",usb=off,vmport=off,smbus=off,sata=off,hpet=off,i8042=off"
+	return "q35,accel=" + string(c.Accelerator) + ",usb=off,vmport=off,smbus=off,sata=off,hpet=off,i8042=off"
 }
 
-// cpu returns the processor model. Under TCG it does without ERMS and FSRM, which
-// promise fast byte-wise string moves: kernel, glibc and Go then copy by bytes,
+// cpu returns the processor model. Under TCG an x86 does without ERMS and FSRM,
+// which promise fast byte-wise string moves: kernel, glibc and Go then copy by bytes,
 // and a translated "rep movsb" moves one byte an iteration. Half of the time of a stream was that.
-func cpu(a Accelerator) string {
-	if a == TCG {
+func (c *Config) cpu() string {
+	if c.Accelerator == TCG && !c.arm() {
 		return "max,-erms,-fsrm"
 	}
 	return "max"
 }
 
 func (c *Config) cmdline() string {
+	console := "ttyS0"
+	if c.arm() {
+		console = "ttyAMA0"
+	}
 	words := []string{
-		"console=ttyS0", "panic=-1", "reboot=t",
+		"console=" + console, "panic=-1", "reboot=t",
 		// One tenant: the guest needs no wall against itself, and walls are dear under TCG.
 		"mitigations=off", "audit=0", "tsc=reliable", "no_timer_check", "random.trust_cpu=on",
 		"cryptomgr.notests", "rcupdate.rcu_expedited=1",
@@ -109,7 +119,7 @@ func (c *Config) cmdline() string {
 		words = append(words, "norandmaps")
 	}
 	if c.Verbose {
-		words = append(words, "earlyprintk=ttyS0", "loglevel=7")
+		words = append(words, "earlycon", "earlyprintk=" + console, "loglevel=7")
 	} else {
 		words = append(words, "quiet", "loglevel=3")
 	}
