@@ -24,8 +24,9 @@ import (
 	"github.com/gondolin-go/gondolin/sandbox"
 )
 
-// busyboxImage is an image whose only file is a static busybox, with links to it.
-func busyboxImage(t *testing.T) v1.Image {
+// busyboxImage is an image whose only file is a static busybox, with links to it
+// and a name.
+func busyboxImage(t *testing.T, name string) v1.Image {
 	t.Helper()
 	program, err := os.ReadFile("../bin/.busybox/bin/busybox")
 	require.NoError(t, err, "fetch it with `make busybox`")
@@ -37,6 +38,7 @@ func busyboxImage(t *testing.T) v1.Image {
 	for _, applet := range []string{"sh", "ls", "cat", "id", "echo", "mount", "df"} {
 		require.NoError(t, tw.WriteHeader(&tar.Header{Name: "bin/" + applet, Linkname: "busybox", Typeflag: tar.TypeSymlink}))
 	}
+	require.NoError(t, tw.WriteHeader(&tar.Header{Name: "etc/" + name, Typeflag: tar.TypeReg}))
 	require.NoError(t, tw.Close())
 	img, err := mutate.AppendLayers(empty.Image, static.NewLayer(layer.Bytes(), types.DockerUncompressedLayer))
 	require.NoError(t, err)
@@ -49,25 +51,49 @@ func busyboxImage(t *testing.T) v1.Image {
 	return img
 }
 
-// The root file system needs nothing of ours inside, and no container engine
-// takes part.
-func TestBusyboxImageFromARegistryBootsAndAnswers(t *testing.T) {
+// buildBusybox pushes a busybox image to a registry and builds a guest image
+// from it, with the default image's kernel.
+func buildBusybox(t *testing.T, tag string) *images.Image {
+	t.Helper()
 	srv := httptest.NewServer(registry.New())
 	t.Cleanup(srv.Close)
 	ref, err := name.ParseReference(strings.TrimPrefix(srv.URL, "http://") + "/tiny/busybox:1")
 	require.NoError(t, err)
-	require.NoError(t, remote.Write(ref, busyboxImage(t)))
+	require.NoError(t, remote.Write(ref, busyboxImage(t, tag)))
 	store, err := images.OpenStore(filepath.Join(cacheDir(), "images"))
 	require.NoError(t, err)
 	img, err := images.Build(t.Context(), store, images.Spec{
-		Name: "e2e-busybox", Source: images.Source{Kind: images.KindOCI, Ref: ref.String()},
+		Name: tag, Source: images.Source{Kind: images.KindOCI, Ref: ref.String()},
 		Kernel: images.KernelSource{Image: "default"},
 	}, nil)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		_, err := store.Remove(context.WithoutCancel(t.Context()), "e2e-busybox")
+		_, err := store.Remove(context.WithoutCancel(t.Context()), img.ID())
 		require.NoError(t, err)
 	})
+	return img
+}
+
+func TestDamagedImageIsRefusedBeforeItBootsAndNamed(t *testing.T) {
+	img := buildBusybox(t, "e2e-damaged")
+	path := img.Path(images.RootFile)
+	require.NoError(t, os.Chmod(path, 0o644))
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	require.NoError(t, err)
+	_, err = f.WriteAt([]byte("flipped"), 300<<10)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	s := startServer(t, nil, "--image", "e2e-damaged")
+	res := s.call(t, "exec", object{"command": "true"}, nil)
+	require.True(t, res.IsError)
+	require.Contains(t, text(res), images.RootFile)
+	require.Contains(t, text(res), "images build")
+}
+
+// The root file system needs nothing of ours inside, and no container engine
+// takes part.
+func TestBusyboxImageFromARegistryBootsAndAnswers(t *testing.T) {
+	img := buildBusybox(t, "e2e-busybox")
 	for _, root := range []sandbox.RootMode{sandbox.RootCOW, sandbox.RootMemory, sandbox.RootReadOnly} {
 		t.Run(string(root), func(t *testing.T) {
 			s := newSession(t, newHost(t, sandbox.HostOptions{}), sandbox.Options{Image: bootable(img), Root: root})
