@@ -89,7 +89,7 @@ func (h *Host) bootAny(ctx context.Context, s *Session, c qemu.Config) error {
 		}
 		verdict = qemu.Verdict{Works: err == nil}
 		if err != nil {
-			verdict.Reason = fmt.Sprintf("%s was tried and did not run the guest (%v)", a, firstLine(err.Error()))
+			verdict.Reason = fmt.Sprintf("%s was tried and did not run the guest: %s", a, oneLine(err.Error()))
 			s.log.Warn("falling back to the next accelerator, for this boot of the host", "accelerator", a, "err", err)
 		}
 		if serr := verdicts.Set(a, verdict); serr != nil {
@@ -100,6 +100,16 @@ func (h *Host) bootAny(ctx context.Context, s *Session, c qemu.Config) error {
 		}
 	}
 	return err
+}
+
+// oneLine joins the lines of a message and bounds it.
+func oneLine(s string) string {
+	const most = 400
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
 }
 
 func firstLine(s string) string {

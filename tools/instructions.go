@@ -7,7 +7,7 @@ func instructions(o Options) string {
 	return strings.Join([]string{
 		"These tools work in a Linux machine (" + o.Image + ") of this conversation alone: a virtual machine, not the user's computer.",
 		"It starts at the first call and is thrown away, with all files in it, when it is closed, idle for long, or the client ends.",
-		"You are root in it unless told otherwise. Install, break and rebuild what you like; nothing of it reaches the user's computer.",
+		"You are " + o.User + " in it. Install, break and rebuild what you like; nothing of it reaches the user's computer.",
 		o.Network,
 		"The user's files are not in it. Bring in what is needed with write_file, and report results in your answer.",
 		"Run commands with exec; each is a shell of its own, so give cwd and env each time. A non-zero exit code is a result, not an error.",

@@ -20,6 +20,9 @@ type Options struct {
 	// and ripgrep". Default: "Linux".
 	Image string
 
+	// User is whom commands run as. Default: root.
+	User string
+
 	// Limits are the most that the session tool may ask for, told in its schema.
 	// A zero field is unbounded here; Sandboxes still judges.
 	Limits sandbox.Limits
@@ -50,6 +53,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.Version, "dev")
 	setDefault(&o.Network, noNetwork)
 	setDefault(&o.Image, "Linux")
+	setDefault(&o.User, "root")
 	setDefault(&o.MaxTimeout, time.Hour)
 	setDefault(&o.MaxMessage, 16<<20)
 	setDefault(&o.MaxUnderWay, 512)

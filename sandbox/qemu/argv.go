@@ -119,7 +119,7 @@ func (c *Config) cmdline() string {
 		words = append(words, "norandmaps")
 	}
 	if c.Verbose {
-		words = append(words, "earlycon", "earlyprintk=" + console, "loglevel=7")
+		words = append(words, "earlycon", "earlyprintk="+console, "loglevel=7")
 	} else {
 		words = append(words, "quiet", "loglevel=3")
 	}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gondolin-go/gondolin/configs"
+)
+
+func (a *app) newConfigCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "config", Short: "Show, check and explain the configuration",
+		Args: noSuchCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.configShow(), a.configCheck(), a.configPath(), configExample())
+	return cmd
+}
+
+func (a *app) configShow() *cobra.Command {
+	var origin, asJSON bool
+	cmd := a.withFlags(&cobra.Command{
+		Use: "show", Short: "Print what is in force, from all layers",
+		Args: usage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load()
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			switch {
+			case asJSON && origin:
+				return printJSON(out, c.Entries())
+			case asJSON:
+				return printJSON(out, c)
+			}
+			text, err := c.YAML(origin)
+			if err != nil {
+				return err
+			}
+			_, err = out.Write(text)
+			return err
+		},
+	})
+	cmd.Flags().BoolVar(&origin, "origin", false, "also say where each value comes from")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func (a *app) configCheck() *cobra.Command {
+	return a.withFlags(&cobra.Command{
+		Use: "check [FILE]", Short: "Report every mistake in a file, or in what is in force",
+		Long: `Report every mistake, each with its place and a remedy, and exit with 2 if there
+is one. With FILE only that file is read; without, all layers are.`,
+		Args: usage(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			src := a.sources()
+			if len(args) > 0 {
+				// Only HOME, for paths that begin with ~/.
+				src = configs.Sources{File: args[0], Env: only(a.env, "HOME")}
+			}
+			c, err := configs.Load(src)
+			if err != nil {
+				return err
+			}
+			what := c.File()
+			if what == "" {
+				what = "the configuration (there is no file)"
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", what)
+			return nil
+		},
+	})
+}
+
+func only(env []string, name string) []string {
+	var list []string
+	for _, v := range env {
+		if strings.HasPrefix(v, name+"=") {
+			list = append(list, v)
+		}
+	}
+	return list
+}
+
+func (a *app) configPath() *cobra.Command {
+	return &cobra.Command{
+		Use: "path", Short: "Print which file is read, or where it would be looked for",
+		Args: usage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			path, by := configs.Locate(a.sources())
+			if path == "" {
+				return errors.New("there is no place for a file: HOME is not set; use --config or GONDOLIN_CONFIG")
+			}
+			if by == "" {
+				fmt.Fprintln(cmd.ErrOrStderr(), "there is no such file yet; `gondolin-mcp config example` prints one")
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), path)
+			return nil
+		},
+	}
+}
+
+func configExample() *cobra.Command {
+	return &cobra.Command{
+		Use: "example [NAME]", Short: "Print an example file, by default the one with every key",
+		Long: "Print an example file: " + strings.Join(configs.Examples(), ", ") + ".",
+		Args: usage(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name := "full"
+			if len(args) > 0 {
+				name = args[0]
+			}
+			text, err := configs.Example(name)
+			if err != nil {
+				return usageError{err}
+			}
+			_, err = cmd.OutOrStdout().Write(text)
+			return err
+		},
+	}
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"github.com/gondolin-go/gondolin/configs"
+)
+
+// version is set by the linker.
+var version = ""
+
+func programVersion() string {
+	if version != "" {
+		return version
+	}
+	if v := buildVersion(); v != "" && v != "(devel)" {
+		return v
+	}
+	return "dev"
+}
+
+// app is what the commands share.
+type app struct {
+	env   []string
+	file  string         // of --config
+	flags *pflag.FlagSet // of the configuration, shared by the commands that have them
+}
+
+func (a *app) sources() configs.Sources {
+	return configs.Sources{File: a.file, Env: a.env, Flags: a.flags}
+}
+
+func (a *app) load() (*configs.Config, error) { return configs.Load(a.sources()) }
+
+// everywhere are the flags that make sense for every command.
+var everywhere = []string{"cache-dir", "log-level"}
+
+// withFlags gives a command all flags of the configuration. They are the same
+// flags in each command, so it does not matter which one they were given to.
+func (a *app) withFlags(cmd *cobra.Command) *cobra.Command {
+	a.flags.VisitAll(func(f *pflag.Flag) {
+		for _, name := range everywhere {
+			if f.Name == name {
+				return
+			}
+		}
+		cmd.Flags().AddFlag(f)
+	})
+	return cmd
+}
+
+func newRoot(env []string) *cobra.Command {
+	a := &app{env: env, flags: configs.Flags()}
+	root := a.withFlags(&cobra.Command{
+		Use:   "gondolin-mcp",
+		Short: "An MCP server that gives an agent a virtual machine of its own",
+		Long: `gondolin-mcp is an MCP server: its tools run commands and work on files in a
+virtual machine that belongs to the session alone.`,
+		Version:       programVersion(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          noSuchCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if in, ok := cmd.InOrStdin().(*os.File); ok && term.IsTerminal(int(in.Fd())) {
+				plugIn(cmd.OutOrStdout())
+				return nil
+			}
+			return a.serve(cmd)
+		},
+	})
+	root.SetVersionTemplate("gondolin-mcp {{.Version}}\n")
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%s: %w; see `%s --help`", c.CommandPath(), err, c.CommandPath())}
+	})
+	root.PersistentFlags().StringVar(&a.file, "config", "", "configuration `file` (default: $GONDOLIN_CONFIG, or gondolin/config.yaml in the user's configuration directory)")
+	for _, name := range everywhere {
+		root.PersistentFlags().AddFlag(a.flags.Lookup(name))
+	}
+	root.AddCommand(
+		a.withFlags(&cobra.Command{
+			Use: "serve", Short: "Speak MCP on standard input and output",
+			Long: `Speak MCP on standard input and output until the input ends or a signal comes;
+then every session is closed. The default image is built at the first session
+when it is missing (image.auto_build).`,
+			Args: usage(cobra.NoArgs),
+			RunE: func(cmd *cobra.Command, _ []string) error { return a.serve(cmd) },
+		}),
+		newImagesCommand(func() (string, error) {
+			c, err := a.load()
+			if err != nil {
+				return "", err
+			}
+			return c.ImageDir(), nil
+		}),
+		a.newConfigCommand(),
+		a.newDoctorCommand(),
+		&cobra.Command{
+			Use: "version", Short: "Print the version", Args: usage(cobra.NoArgs),
+			Run: func(cmd *cobra.Command, _ []string) {
+				fmt.Fprintf(cmd.OutOrStdout(), "gondolin-mcp %s (%s, %s/%s)\n", programVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			},
+		},
+	)
+	return root
+}
+
+// noSuchCommand refuses what is no command, with what was probably meant.
+func noSuchCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	hint := "see `" + cmd.CommandPath() + " --help`"
+	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+		hint = "did you mean " + strings.Join(s, " or ") + "?"
+	}
+	return usageError{fmt.Errorf("unknown command %q for %q: %s", args[0], cmd.CommandPath(), hint)}
+}
+
+// plugIn tells a person who started the server by hand what it is for.
+func plugIn(w io.Writer) {
+	self, err := os.Executable()
+	if err != nil {
+		self = "gondolin-mcp"
+	}
+	fmt.Fprintf(w, `gondolin-mcp is an MCP server: an agent's client starts it and speaks to it.
+
+Claude Code:    claude mcp add gondolin -- %[1]s serve
+Other clients:  {"mcpServers": {"gondolin": {"command": %[1]q, "args": ["serve"]}}}
+
+Check this machine:      gondolin-mcp doctor
+Build the image before:  gondolin-mcp images build
+Change the defaults:     gondolin-mcp config example > config.yaml
+                         gondolin-mcp config path    (says where it belongs)
+Everything else:         gondolin-mcp help
+`, self)
+}

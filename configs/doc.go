@@ -1,0 +1,42 @@
+// Package configs reads the configuration of gondolin-mcp.
+//
+// # Layers
+//
+// [Load] lays four layers over each other; a later one wins, key by key:
+//
+//	defaults < file < environment < flags
+//
+// The file is YAML: the one named by [Sources].File (`--config`), else by the
+// environment variable GONDOLIN_CONFIG, else config.yaml in the directory
+// gondolin of $XDG_CONFIG_HOME (or ~/.config) if it is there. A key such as
+// limits.memory is the environment variable GONDOLIN_LIMITS_MEMORY and, where
+// the key has one, a flag: --memory. All three come from one table, keys.go.
+// Variables of the sandbox itself are session.env.NAME in the file,
+// GONDOLIN_SESSION_ENV_NAME, or --env NAME=VALUE.
+//
+// # Values
+//
+// Sizes are written as people say them: 512MiB, 2GiB, 1.5GiB, and a plain whole
+// number means MiB. Durations are 30s, 15m, 2h; where a limit may be absent,
+// `never` says so. Paths are absolute or begin with ~/; only on the command
+// line a relative one is taken from the working directory.
+//
+// # Strictness
+//
+// A configuration with a mistake is not used at all, and every mistake is
+// reported at once, in an [*Error] that lists each as a [Problem]: where it is
+// (file and line, environment variable or flag), which key, what is wrong and
+// what was probably meant. Unknown keys, duplicate keys, values of a wrong type
+// or out of range, unknown versions and unknown GONDOLIN_ variables are
+// mistakes. So are YAML's anchors, aliases and merge keys, which makes a file
+// harmless however it was made. Files above 1 MiB are refused.
+//
+// # Examples
+//
+// The *.yaml files beside this text are examples and tested: full.yaml names
+// every key with its default, minimal.yaml is a start, locked-down.yaml is for
+// those who trust nothing. [Example] returns them.
+//
+// The package starts no goroutine, logs nothing and reads the process's
+// environment only through Sources and for the place of the cache directory.
+package configs

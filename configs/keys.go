@@ -1,0 +1,208 @@
+package configs
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/adrg/xdg"
+
+	"github.com/gondolin-go/gondolin/images"
+	"github.com/gondolin-go/gondolin/sandbox"
+)
+
+// kind is the type of a key's value.
+type kind string
+
+const (
+	kindBool     kind = "true|false"
+	kindInt      kind = "number"
+	kindSize     kind = "size"
+	kindDuration kind = "duration"
+	kindEnum     kind = "choice"
+	kindText     kind = "text"
+	kindPath     kind = "path"
+	kindVars     kind = "NAME=VALUE"
+)
+
+// key is one row of the table that file, environment and flags share.
+type key struct {
+	path   string
+	flag   string // without hyphens
+	kind   kind
+	def    any
+	help   string
+	values []string                                  // of kindEnum
+	never  bool                                      // of kindDuration: may be `never`
+	low    int                                       // of kindInt and, in seconds, kindDuration, with high
+	high   int                                       // 0: check judges
+	check  func(v any, text string) (problem string) // what is wrong with a value of the right type
+}
+
+// sessionEnv is the one key with free names below it.
+const sessionEnv = "session.env"
+
+// limit builds the check of a limit, which package sandbox judges.
+func limit[T ~int](fill func(*sandbox.Limits, int)) func(any, string) string {
+	return func(v any, text string) string {
+		n := int(v.(T))
+		if n == 0 {
+			// To sandbox this is "the default", which a file says by leaving the key out.
+			return "0 is out of range: leave the key out to get the default"
+		}
+		var l sandbox.Limits
+		fill(&l, n)
+		errs := l.Check()
+		if len(errs) == 0 {
+			return ""
+		}
+		_, allowed, _ := strings.Cut(strings.TrimSuffix(errs[0].Error(), ": "+sandbox.ErrInvalid.Error()), ": ")
+		if _, isSize := v.(Size); isSize {
+			allowed += " MiB"
+		}
+		return fmt.Sprintf("%s is out of range: %s", text, allowed)
+	}
+}
+
+var hostnameForm = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$`)
+
+// keys are all keys, in the order in which they are shown. `version` belongs to
+// files alone and is read apart.
+var keys = []*key{
+	{path: "image.name", flag: "image", kind: kindText, def: images.DefaultTag, help: "image that sessions run: a name, an id or the beginning of one", check: notEmpty},
+	{path: "image.auto_build", flag: "auto-build", kind: kindBool, def: true, help: "build the default image at the first session when it is missing"},
+
+	{path: "session.root", flag: "root", kind: kindEnum, def: sandbox.RootCOW, values: []string{string(sandbox.RootCOW), string(sandbox.RootMemory), string(sandbox.RootReadOnly)},
+		help: "where writes to the root file system go: cow (scratch disk), memory or readonly"},
+	{path: "session.hostname", flag: "hostname", kind: kindText, def: "gondolin", help: "host name of the machine", check: func(v any, text string) string {
+		if !hostnameForm.MatchString(v.(string)) {
+			return quote(text) + " is no host name: use 1 to 63 letters, digits and inner hyphens"
+		}
+		return ""
+	}},
+	{path: "session.user", flag: "user", kind: kindText, def: "", help: "user of commands: a name or uid[:gid] (default: the image's, or root)"},
+	{path: "session.dir", flag: "dir", kind: kindText, def: "", help: "working directory in the machine (default: the image's, or /root)", check: func(v any, text string) string {
+		if s := v.(string); s != "" && !strings.HasPrefix(s, "/") {
+			return quote(text) + " is not absolute: it is a path in the machine and begins with /"
+		}
+		return ""
+	}},
+	{path: sessionEnv, flag: "env", kind: kindVars, help: "environment variable of every command, may be given several times"},
+
+	{path: "limits.cpus", flag: "cpus", kind: kindInt, def: sandbox.DefaultLimits.CPUs, help: "virtual CPUs of a session",
+		check: limit[int](func(l *sandbox.Limits, n int) { l.CPUs = n })},
+	{path: "limits.memory", flag: "memory", kind: kindSize, def: Size(sandbox.DefaultLimits.MemoryMiB), help: "memory of a session, such as 2GiB",
+		check: limit[Size](func(l *sandbox.Limits, n int) { l.MemoryMiB = n })},
+	{path: "limits.disk", flag: "disk", kind: kindSize, def: Size(sandbox.DefaultLimits.DiskMiB), help: "scratch disk of a session, such as 16GiB",
+		check: limit[Size](func(l *sandbox.Limits, n int) { l.DiskMiB = n })},
+	{path: "limits.processes", flag: "processes", kind: kindInt, def: sandbox.DefaultLimits.Processes, help: "processes and threads of a session",
+		check: limit[int](func(l *sandbox.Limits, n int) { l.Processes = n })},
+	{path: "limits.wall", flag: "wall", kind: kindDuration, never: true, low: 1, def: Duration(sandbox.DefaultLimits.Wall), help: "age at which a session ends"},
+	{path: "limits.idle", flag: "idle", kind: kindDuration, never: true, low: 1, def: Duration(sandbox.DefaultLimits.Idle), help: "time without a call after which a session ends"},
+
+	{path: "sessions.max", flag: "max-sessions", kind: kindInt, low: 1, high: 1000, def: sandbox.DefaultMaxSessions, help: "sessions that may exist at once"},
+	{path: "exec.timeout_max", flag: "max-timeout", kind: kindDuration, low: 1, def: Duration(time.Hour), help: "longest time that an agent may give a command"},
+
+	{path: "qemu.binary", flag: "qemu", kind: kindText, def: "", help: "name or path of QEMU (default: by architecture)"},
+	{path: "qemu.accelerator", flag: "accelerator", kind: kindEnum, def: "auto", values: []string{"auto", "kvm", "hvf", "tcg"}, help: "auto, kvm, hvf or tcg; auto finds out what works"},
+	{path: "qemu.boot_timeout", flag: "boot-timeout", kind: kindDuration, low: 1, def: Duration(sandbox.DefaultBootTimeout), help: "time that a machine has to boot"},
+
+	{path: "paths.cache", flag: "cache-dir", kind: kindPath, def: "", help: "directory of images and other things that can be made again"},
+	{path: "paths.runtime", flag: "runtime-dir", kind: kindPath, def: "", help: "directory of sockets, at most 60 bytes long"},
+
+	{path: "log.level", flag: "log-level", kind: kindEnum, def: "info", values: []string{"debug", "info", "warn", "error"}, help: "debug, info, warn or error"},
+	{path: "log.format", flag: "log-format", kind: kindEnum, def: "text", values: []string{"text", "json"}, help: "text or json"},
+	{path: "log.file", flag: "log-file", kind: kindPath, def: "", help: "file to log to (default: standard error)"},
+}
+
+var sections = []string{"image", "session", "limits", "sessions", "exec", "qemu", "paths", "log"}
+
+// fallback is what an empty path means.
+func fallback(path string) string {
+	switch path {
+	case "paths.cache":
+		return filepath.Join(xdg.CacheHome, "gondolin")
+	case "paths.runtime":
+		return sandbox.DefaultRuntimeDir()
+	}
+	return ""
+}
+
+func findKey(path string) *key {
+	if i := slices.IndexFunc(keys, func(k *key) bool { return k.path == path }); i >= 0 {
+		return keys[i]
+	}
+	return nil
+}
+
+// name is the last part of the path.
+func (k *key) name() string { return k.path[strings.LastIndex(k.path, ".")+1:] }
+
+// env is the name of the environment variable.
+func (k *key) env() string { return envPrefix + strings.ToUpper(strings.ReplaceAll(k.path, ".", "_")) }
+
+func notEmpty(v any, _ string) string {
+	if v.(string) == "" {
+		return "it must not be empty"
+	}
+	return ""
+}
+
+// parse turns text into the key's value, or says what is wrong with it.
+func (k *key) parse(text string) (v any, hint string, err error) {
+	switch k.kind {
+	case kindBool:
+		v, err = parseBool(text)
+	case kindInt:
+		v, err = parseInt(text)
+	case kindSize:
+		v, err = parseSize(text)
+	case kindDuration:
+		v, err = parseDuration(text)
+	case kindEnum:
+		if !slices.Contains(k.values, text) {
+			if m := nearest(text, k.values); m != "" {
+				hint = "did you mean " + m + "?"
+			}
+			err = fmt.Errorf("%s is unknown, use %s", quote(text), strings.Join(k.values, ", "))
+		}
+		v = text
+	default:
+		if strings.ContainsRune(text, 0) {
+			err = fmt.Errorf("%s contains a NUL", quote(text))
+		}
+		v = text
+	}
+	if err != nil {
+		return nil, hint, err
+	}
+	if problem := k.judge(v, text); problem != "" {
+		return nil, "", errors.New(problem)
+	}
+	return v, "", nil
+}
+
+// judge checks the range of a value of the right type.
+func (k *key) judge(v any, text string) string {
+	switch v := v.(type) {
+	case int:
+		if k.high != 0 && (v < k.low || v > k.high) {
+			return fmt.Sprintf("%d is out of range: use %d to %d", v, k.low, k.high)
+		}
+	case Duration:
+		if v == Never && !k.never {
+			return "it cannot be never: give a duration"
+		}
+		if v != Never && v < Duration(time.Duration(k.low)*time.Second) {
+			return fmt.Sprintf("%s is out of range: use at least %ds", quote(text), k.low)
+		}
+	}
+	if k.check != nil {
+		return k.check(v, text)
+	}
+	return ""
+}

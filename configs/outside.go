@@ -1,0 +1,146 @@
+package configs
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/posflag"
+	"github.com/spf13/pflag"
+)
+
+// varForm is what shells allow as the name of a variable. It has no dot, so that
+// a name never looks like a path of keys.
+var varForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+func isSection(path string) bool { return slices.Contains(sections, path) }
+
+// environment reads the variables with our prefix; there must be no other.
+func (l *loader) environment() {
+	origins := map[string]Origin{}
+	vars := slices.Clone(l.src.Env)
+	slices.Sort(vars) // mistakes in an order that does not change
+	provider := env.Provider(".", env.Opt{
+		Prefix:      envPrefix,
+		EnvironFunc: func() []string { return vars },
+		TransformFunc: func(name, text string) (string, any) {
+			o := Origin{Kind: KindEnv, Name: name}
+			if name == envFile {
+				return "", nil
+			}
+			if rest, ok := strings.CutPrefix(name, findKey(sessionEnv).env()+"_"); ok {
+				if !l.variable(rest, text, o) {
+					return "", nil
+				}
+				origins[sessionEnv+"."+rest] = o
+				return sessionEnv + "." + rest, text
+			}
+			i := slices.IndexFunc(keys, func(k *key) bool { return k.kind != kindVars && k.env() == name })
+			if i < 0 {
+				l.report(Problem{Origin: o, Message: "it is unknown", Hint: unknownVariableHint(name)})
+				return "", nil
+			}
+			v, ok := l.value(keys[i], text, o)
+			if !ok {
+				return "", nil
+			}
+			origins[keys[i].path] = o
+			return keys[i].path, v
+		},
+	})
+	layer, err := provider.Read()
+	if err != nil {
+		l.report(Problem{Origin: Origin{Kind: KindEnv}, Message: err.Error()}) // cannot happen: nothing is read
+		return
+	}
+	l.merge(layer, origins)
+}
+
+func unknownVariableHint(name string) string {
+	if vars := findKey(sessionEnv).env(); name == vars {
+		return "set " + vars + "_NAME for each variable"
+	}
+	names := []string{envFile}
+	for _, k := range keys {
+		names = append(names, k.env())
+	}
+	if m := nearest(name, names); m != "" {
+		return "did you mean " + m + "?"
+	}
+	return "unset it, as every " + envPrefix + " variable must be the name of a key (see `gondolin-mcp config example`)"
+}
+
+// flagText is a flag that is judged when the configuration is loaded, together
+// with everything else, and not when the command line is read.
+type flagText struct {
+	kind  kind
+	texts []string
+}
+
+func (f *flagText) String() string { return strings.Join(f.texts, ",") }
+func (f *flagText) Type() string   { return string(f.kind) }
+
+func (f *flagText) Set(text string) error {
+	if f.kind != kindVars {
+		f.texts = f.texts[:0]
+	}
+	f.texts = append(f.texts, text)
+	return nil
+}
+
+// Flags makes the flags for Sources.Flags. Commands may share them.
+func Flags() *pflag.FlagSet {
+	set := pflag.NewFlagSet("configuration", pflag.ContinueOnError)
+	for _, k := range keys {
+		if k.flag == "" {
+			continue
+		}
+		f := set.VarPF(&flagText{kind: k.kind}, k.flag, "", k.help)
+		if k.kind == kindBool {
+			f.NoOptDefVal = "true"
+		}
+	}
+	return set
+}
+
+// flags reads the flags that were given.
+func (l *loader) flags() {
+	if l.src.Flags == nil {
+		return
+	}
+	origins := map[string]Origin{}
+	// posflag puts each flag at one key; the variables of --env are many.
+	vars := map[string]any{}
+	provider := posflag.ProviderWithFlag(l.src.Flags, ".", nil, func(f *pflag.Flag) (string, any) {
+		i := slices.IndexFunc(keys, func(k *key) bool { return k.flag == f.Name })
+		text, ours := f.Value.(*flagText)
+		if i < 0 || !ours || !f.Changed {
+			return "", nil
+		}
+		k, o := keys[i], Origin{Kind: KindFlag, Name: "--" + f.Name}
+		if k.kind == kindVars {
+			for _, t := range text.texts {
+				name, value, ok := strings.Cut(t, "=")
+				if !ok {
+					l.report(Problem{Origin: o, Key: k.path, Message: quote(t) + " has no =", Hint: "write --" + f.Name + " NAME=VALUE"})
+				} else if l.variable(name, value, o) {
+					vars[name], origins[sessionEnv+"."+name] = value, o
+				}
+			}
+			return k.path, vars
+		}
+		v, ok := l.value(k, text.String(), o)
+		if !ok {
+			return "", nil
+		}
+		origins[k.path] = o
+		return k.path, v
+	})
+	layer, err := provider.Read()
+	if err != nil {
+		l.report(Problem{Origin: Origin{Kind: KindFlag}, Message: err.Error()}) // cannot happen: nothing is read
+		return
+	}
+	l.merge(layer, origins)
+}
