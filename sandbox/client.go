@@ -131,12 +131,12 @@ func (st *stream) Close() error {
 func (st *stream) fail(err error) error {
 	var werr *wire.Error
 	switch {
-	case errors.As(err, &werr):
-		return st.guestError(werr)
 	case st.session.life.Err() != nil:
 		return st.session.closedError()
-	case st.ctx.Err() != nil:
+	case st.ctx.Err() != nil: // what the guest says then is a consequence
 		return fmt.Errorf("%s: %w", st.op, context.Cause(st.ctx))
+	case errors.As(err, &werr):
+		return st.guestError(werr)
 	}
 	return fmt.Errorf("%s: the connection to the guest was lost: %w", st.op, err)
 }
