@@ -91,21 +91,33 @@ func (q *qmp) execute(command string, args, out any) error {
 	if _, err := q.conn.Write(append(msg, '\n')); err != nil {
 		return fmt.Errorf("qmp %s: %w", command, err)
 	}
+	r, err := q.reply()
+	switch {
+	case err != nil:
+		return fmt.Errorf("qmp %s: %w", command, err)
+	case r.Error != nil:
+		return fmt.Errorf("qmp %s: %s: %s", command, r.Error.Class, r.Error.Desc)
+	case out == nil:
+		return nil
+	}
+	return json.Unmarshal(r.Return, out)
+}
+
+func (q *qmp) reply() (qmpReply, error) {
 	timer := time.NewTimer(qmpTimeout)
 	defer timer.Stop()
 	select {
 	case r := <-q.replies:
-		if r.Error != nil {
-			return fmt.Errorf("qmp %s: %s: %s", command, r.Error.Class, r.Error.Desc)
-		}
-		if out == nil {
-			return nil
-		}
-		return json.Unmarshal(r.Return, out)
+		return r, nil
 	case <-q.gone:
-		return fmt.Errorf("qmp %s: %w", command, io.ErrUnexpectedEOF)
 	case <-timer.C:
-		return fmt.Errorf("qmp %s: %w", command, errors.New("no answer within "+qmpTimeout.String()))
+		return qmpReply{}, errors.New("no answer within " + qmpTimeout.String())
+	}
+	select {
+	case r := <-q.replies: // its last word
+		return r, nil
+	default:
+		return qmpReply{}, io.ErrUnexpectedEOF
 	}
 }
 
