@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"syscall"
 
@@ -139,6 +140,13 @@ func (st *stream) fail(err error) error {
 		return st.guestError(werr)
 	}
 	return fmt.Errorf("%s: the connection to the guest was lost: %w", st.op, err)
+}
+
+func (st *stream) failUnlessEOF(err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	return st.fail(err)
 }
 
 // guestError turns what the guest reports into this package's errors.

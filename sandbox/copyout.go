@@ -37,7 +37,7 @@ func (s *Session) CopyOut(ctx context.Context, path, dir string, maxBytes int64)
 		return err
 	}
 	defer st.Close()
-	data := &frameData{st: st, frames: wire.NewFrameReader(st)}
+	data := &fileReader{st: st, data: wire.NewDataReader(st)}
 	u := unpacker{root: root, left: maxBytes, bounded: maxBytes > 0}
 	if err := u.run(tar.NewReader(data)); err != nil {
 		return fmt.Errorf("copying %s to the host: %w", path, err)

@@ -33,68 +33,26 @@ func (s *Session) Open(ctx context.Context, path string, offset, limit int64) (i
 		release()
 		return nil, FileInfo{}, err
 	}
-	return &fileReader{data: frameData{st: st, frames: wire.NewFrameReader(st)}, release: release}, infoOf(&info), nil
+	return &fileReader{st: st, data: wire.NewDataReader(st), release: release}, infoOf(&info), nil
 }
 
 type fileReader struct {
-	data    frameData
+	st      *stream
+	data    *wire.DataReader
 	release func()
 }
 
-func (r *fileReader) Read(p []byte) (int, error) { return r.data.Read(p) }
+func (r *fileReader) Read(p []byte) (int, error) {
+	n, err := r.data.Read(p)
+	return n, r.st.failUnlessEOF(err)
+}
 
 func (r *fileReader) Close() error {
 	if r.release != nil {
 		r.release()
 		r.release = nil
 	}
-	return r.data.st.Close()
-}
-
-// frameData reads the guest's FrameData up to its FrameEnd.
-type frameData struct {
-	st     *stream
-	frames *wire.FrameReader
-	rest   []byte
-	end    *wire.End
-}
-
-func (d *frameData) Read(p []byte) (int, error) {
-	for len(d.rest) == 0 {
-		if err := d.next(); err != nil {
-			return 0, err
-		}
-	}
-	n := copy(p, d.rest)
-	d.rest = d.rest[n:]
-	return n, nil
-}
-
-// next takes the next frame; io.EOF after FrameEnd.
-func (d *frameData) next() error {
-	if d.end != nil {
-		return io.EOF
-	}
-	kind, payload, err := d.frames.Next()
-	if err != nil {
-		return d.st.fail(err)
-	}
-	switch kind {
-	case wire.FrameData:
-		d.rest = payload
-		return nil
-	case wire.FrameEnd:
-		var end wire.End
-		if err := wire.Unmarshal(payload, &end); err != nil {
-			return d.st.fail(err)
-		}
-		if end.Err != nil {
-			return d.st.fail(end.Err)
-		}
-		d.end = &end
-		return io.EOF
-	}
-	return d.st.fail(fmt.Errorf("frame of kind %d: %w", kind, wire.ErrProtocol))
+	return r.st.Close()
 }
 
 func infoOf(f *wire.FileInfo) FileInfo {
@@ -176,18 +134,18 @@ func query[T any](ctx context.Context, s *Session, op wire.Op, path string, body
 		return nil, false, err
 	}
 	defer st.Close()
-	data := frameData{st: st, frames: wire.NewFrameReader(st)}
+	data := wire.NewDataReader(st)
 	var all []T
 	for {
-		err := data.next()
+		payload, err := data.Next()
 		if err == io.EOF {
-			return all, data.end.Truncated, nil
+			return all, data.End().Truncated, nil
 		}
 		if err != nil {
-			return nil, false, err
+			return nil, false, st.fail(err)
 		}
 		var batch []T
-		if err := wire.Unmarshal(data.rest, &batch); err != nil {
+		if err := wire.Unmarshal(payload, &batch); err != nil {
 			return nil, false, st.fail(err)
 		}
 		if all = append(all, batch...); len(all) > limit {

@@ -1,16 +1,12 @@
 package sandbox
 
 import (
-	"archive/tar"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 
 	"github.com/gondolin-go/gondolin/guest/wire"
 )
@@ -55,13 +51,16 @@ func send(st *stream, r io.Reader, reply any) error {
 			st.Close() // a blocked Write fails
 		}
 	}()
-	sendErr := sendFrames(st, r)
-	var src *sourceError
+	sendErr := wire.SendData(st, r)
+	var src *wire.SourceError
 	if errors.As(sendErr, &src) {
 		// The guest discards what it has: this is not the end of the data.
 		_ = wire.WriteEnd(st, wire.End{Err: &wire.Error{Code: wire.CodeInvalid, Msg: "the source failed"}})
 		<-answered
-		return src.err
+		return src.Err
+	}
+	if sendErr == nil {
+		sendErr = wire.WriteEnd(st, wire.End{})
 	}
 	if err := <-answered; err != nil {
 		return st.fail(err)
@@ -70,31 +69,6 @@ func send(st *stream, r io.Reader, reply any) error {
 		return st.fail(sendErr)
 	}
 	return nil
-}
-
-// sourceError is a failure of the reader that is being sent.
-type sourceError struct{ err error }
-
-func (e *sourceError) Error() string { return e.err.Error() }
-
-func sendFrames(w io.Writer, r io.Reader) error {
-	c := wire.NewChunk(wire.MaxFrame)
-	for {
-		c.Reset()
-		n, err := io.ReadFull(r, c.Space())
-		c.Grow(n)
-		if n > 0 {
-			if werr := c.WriteTo(w, wire.FrameData); werr != nil {
-				return werr
-			}
-		}
-		switch {
-		case err == io.EOF || err == io.ErrUnexpectedEOF:
-			return wire.WriteEnd(w, wire.End{})
-		case err != nil:
-			return &sourceError{err}
-		}
-	}
 }
 
 // CopyIn copies a host file or tree into the guest directory dir, under its
@@ -111,67 +85,10 @@ func (s *Session) CopyIn(ctx context.Context, hostPath, dir string) error {
 	packed := make(chan struct{})
 	go func() {
 		defer close(packed)
-		w.CloseWithError(packHost(w, hostPath))
+		w.CloseWithError(wire.PackTree(w, hostPath))
 	}()
 	err = send(st, r, nil)
 	r.Close()
 	<-packed
 	return err
-}
-
-// packHost writes a host file or tree as tar. Links are copied as links.
-func packHost(w io.Writer, path string) error {
-	tw := tar.NewWriter(w)
-	base := filepath.Dir(filepath.Clean(path))
-	err := filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		if !info.Mode().IsRegular() && !info.IsDir() && info.Mode()&fs.ModeSymlink == 0 {
-			return nil // devices, pipes and sockets mean nothing elsewhere
-		}
-		name, err := filepath.Rel(base, p)
-		if err != nil {
-			return err
-		}
-		return packHostFile(tw, p, name, info)
-	})
-	if err != nil {
-		return err
-	}
-	return tw.Close()
-}
-
-func packHostFile(tw *tar.Writer, path, name string, info fs.FileInfo) error {
-	link := ""
-	if info.Mode()&fs.ModeSymlink != 0 {
-		var err error
-		if link, err = os.Readlink(path); err != nil {
-			return err
-		}
-	}
-	h, err := tar.FileInfoHeader(info, link)
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	h.Name, h.Format, h.Uname, h.Gname = filepath.ToSlash(name), tar.FormatPAX, "", ""
-	if err := tw.WriteHeader(h); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := io.CopyN(tw, f, h.Size); err != nil {
-		return fmt.Errorf("%s changed while it was read: %w", path, err)
-	}
-	return nil
 }

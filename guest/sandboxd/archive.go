@@ -12,15 +12,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/gondolin-go/gondolin/guest/wire"
 )
 
-// pack sends a file or tree as a tar stream. Names are relative to the path's
-// parent, so that the first entry is the path's own base name.
+// pack sends a file or tree; see wire.PackTree.
 func pack(stream net.Conn, m *wire.Path) *wire.Error {
 	path := filepath.Clean(m.Path)
 	if _, err := os.Lstat(path); err != nil {
@@ -30,81 +28,10 @@ func pack(stream net.Conn, m *wire.Path) *wire.Error {
 		return nil
 	}
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(packTo(w, path)) }()
+	go func() { w.CloseWithError(wire.PackTree(w, path)) }()
 	werr := sendData(stream, m.Path, r)
 	r.CloseWithError(errors.New("the host has closed the stream"))
 	_ = wire.WriteEnd(stream, wire.End{Err: werr})
-	return nil
-}
-
-func packTo(w io.Writer, root string) error {
-	tw := tar.NewWriter(w)
-	links := map[[2]uint64]string{}
-	base := filepath.Dir(root)
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		name, err := filepath.Rel(base, path)
-		if err != nil {
-			return err
-		}
-		return packOne(tw, path, name, info, links)
-	})
-	if err != nil {
-		return err
-	}
-	return tw.Close()
-}
-
-func packOne(tw *tar.Writer, path, name string, info fs.FileInfo, links map[[2]uint64]string) error {
-	if info.Mode()&fs.ModeSocket != 0 {
-		return nil
-	}
-	var link string
-	if info.Mode()&fs.ModeSymlink != 0 {
-		var err error
-		if link, err = os.Readlink(path); err != nil {
-			return err
-		}
-	}
-	h, err := tar.FileInfoHeader(info, link)
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	h.Name, h.Format = name, tar.FormatPAX
-	if info.IsDir() {
-		h.Name += "/"
-	}
-	if st := info.Sys().(*syscall.Stat_t); st.Nlink > 1 && info.Mode().IsRegular() {
-		key := [2]uint64{st.Dev, st.Ino}
-		if first, ok := links[key]; ok {
-			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
-		} else {
-			links[key] = name
-		}
-	}
-	if err := tw.WriteHeader(h); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	if h.Typeflag != tar.TypeReg {
-		return nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := io.CopyN(tw, f, h.Size); err != nil {
-		return fmt.Errorf("%s changed while it was read: %w", path, err)
-	}
 	return nil
 }
 
@@ -130,7 +57,7 @@ func unpack(stream net.Conn, m *wire.Unpack) *wire.Error {
 	if wire.SendReply(stream, nil, nil) != nil {
 		return nil
 	}
-	data := &dataReader{frames: wire.NewFrameReader(stream)}
+	data := wire.NewDataReader(stream)
 	if err = unpackFrom(root, data, owner); err == nil {
 		_, err = io.Copy(io.Discard, data) // what follows the archive's end mark
 	}

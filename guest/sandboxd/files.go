@@ -227,85 +227,12 @@ func readFile(stream net.Conn, m *wire.Read) *wire.Error {
 	return nil
 }
 
-// sendData sends r as frames. It reads each buffer full, so that short reads of
-// a pipe or archive do not become short frames.
+// sendData sends r as frames and returns what failed in reading it. When the
+// host has closed the stream there is nobody to tell.
 func sendData(w io.Writer, path string, r io.Reader) *wire.Error {
-	c := wire.NewChunk(wire.MaxFrame)
-	for {
-		c.Reset()
-		n, err := io.ReadFull(r, c.Space())
-		c.Grow(n)
-		if n > 0 && c.WriteTo(w, wire.FrameData) != nil {
-			return nil // the host has closed the stream
-		}
-		switch {
-		case err == io.EOF || err == io.ErrUnexpectedEOF:
-			return nil
-		case err != nil:
-			return errnoError(path, err)
-		}
+	var src *wire.SourceError
+	if errors.As(wire.SendData(w, r), &src) {
+		return errnoError(path, src.Err)
 	}
-}
-
-// dataReader reads what the host sends as FrameData up to FrameEnd.
-type dataReader struct {
-	frames *wire.FrameReader
-	rest   []byte
-	done   bool
-}
-
-func (d *dataReader) Read(p []byte) (int, error) {
-	for len(d.rest) == 0 {
-		if err := d.next(); err != nil {
-			return 0, err
-		}
-	}
-	n := copy(p, d.rest)
-	d.rest = d.rest[n:]
-	return n, nil
-}
-
-// WriteTo writes whole frames; io.Copy would cut them into small pieces.
-func (d *dataReader) WriteTo(w io.Writer) (int64, error) {
-	var total int64
-	for {
-		n, err := w.Write(d.rest)
-		total += int64(n)
-		if err != nil {
-			return total, err
-		}
-		d.rest = nil
-		if err := d.next(); err == io.EOF {
-			return total, nil
-		} else if err != nil {
-			return total, err
-		}
-	}
-}
-
-// next takes the next frame; io.EOF after FrameEnd.
-func (d *dataReader) next() error {
-	if d.done {
-		return io.EOF
-	}
-	kind, payload, err := d.frames.Next()
-	if err != nil {
-		return err
-	}
-	switch kind {
-	case wire.FrameData:
-		d.rest = payload
-		return nil
-	case wire.FrameEnd:
-		var end wire.End
-		if err := wire.Unmarshal(payload, &end); err != nil {
-			return err
-		}
-		if end.Err != nil {
-			return end.Err
-		}
-		d.done = true
-		return io.EOF
-	}
-	return wire.ErrProtocol
+	return nil
 }

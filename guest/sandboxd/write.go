@@ -52,7 +52,7 @@ func (f *files) write(stream net.Conn, m *wire.Write) *wire.Error {
 	if wire.SendReply(stream, nil, nil) != nil {
 		return nil
 	}
-	n, err := (&dataReader{frames: wire.NewFrameReader(stream)}).WriteTo(w.f)
+	n, err := wire.NewDataReader(stream).WriteTo(w.f)
 	if err == nil {
 		f.commit.Lock()
 		err = w.finish(m.IfSHA256, m.IfAbsent)
