@@ -83,37 +83,51 @@ func openFiles(req *wire.Start) (*stdio, error) {
 		return err
 	}
 	if req.Stdin {
-		r, w, err := os.Pipe()
+		r, w, err := pipe(false)
 		if add(err) != nil {
 			return nil, err
 		}
-		widen(w)
 		fs.child[0], fs.stdin, fs.closes = r, w, append(fs.closes, r)
 	} else {
-		null, err := os.Open("/dev/null")
+		null, err := devNull()
 		if add(err) != nil {
 			return nil, err
 		}
-		fs.child[0], fs.closes = null, append(fs.closes, null)
+		fs.child[0] = null
 	}
 	for i, kind := range []wire.Kind{wire.FrameStdout, wire.FrameStderr} {
-		r, w, err := os.Pipe()
+		w, r, err := pipe(true)
 		if add(err) != nil {
 			return nil, err
 		}
-		widen(r)
 		fs.child[i+1], fs.closes = w, append(fs.closes, w)
 		fs.pumps = append(fs.pumps, pumpFrom{r, kind})
 	}
 	return fs, nil
 }
 
-// widen lets a pipe hold what one frame carries. A refusal leaves its default
-// size, which works too.
-func widen(f *os.File) {
-	if raw, err := f.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, wire.MaxFrame) })
+// devNull is standard input for commands that have none.
+var devNull = sync.OnceValues(func() (*os.File, error) { return os.Open("/dev/null") })
+
+// pipe makes a pipe that holds what one frame carries. Only our end goes to the
+// poller: the child's is blocking, and closed before anybody waits for it.
+func pipe(weRead bool) (child, ours *os.File, err error) {
+	var fd [2]int
+	if err := unix.Pipe2(fd[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, err
 	}
+	c, o := fd[0], fd[1]
+	if weRead {
+		c, o = o, c
+	}
+	// Refused (pipe-user-pages-soft), the pipe keeps its default size, which works too.
+	_, _ = unix.FcntlInt(uintptr(o), unix.F_SETPIPE_SZ, wire.MaxFrame)
+	if err := unix.SetNonblock(o, true); err != nil {
+		unix.Close(c)
+		unix.Close(o)
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(c), "pipe"), os.NewFile(uintptr(o), "pipe"), nil
 }
 
 func openTTY(size *wire.Size) (*stdio, error) {

@@ -32,7 +32,7 @@ type account struct {
 // the same: reading those costs more than starting a short command should.
 var accounts struct {
 	sync.Mutex
-	stamp string
+	stamp [2]fileStamp
 	known map[string]*account
 }
 
@@ -43,7 +43,7 @@ func accountOf(spec string) (*account, error) {
 	if spec == "" {
 		spec = "root"
 	}
-	stamp := stampOf("/etc/passwd") + stampOf("/etc/group")
+	stamp := [2]fileStamp{stampOf("/etc/passwd"), stampOf("/etc/group")}
 	accounts.Lock()
 	defer accounts.Unlock()
 	if accounts.stamp != stamp || len(accounts.known) >= maxAccounts {
@@ -59,12 +59,19 @@ func accountOf(spec string) (*account, error) {
 	return acc, err
 }
 
-func stampOf(path string) string {
+// fileStamp changes when a file does.
+type fileStamp struct {
+	ino          uint64
+	size         int64
+	mtime, ctime unix.Timespec
+}
+
+func stampOf(path string) fileStamp {
 	var st unix.Stat_t
 	if unix.Stat(path, &st) != nil {
-		return "none "
+		return fileStamp{}
 	}
-	return fmt.Sprint(st.Ino, st.Size, st.Mtim, st.Ctim, " ")
+	return fileStamp{st.Ino, st.Size, st.Mtim, st.Ctim}
 }
 
 // lookupAccount resolves NAME, UID, and either with :GROUP or :GID. A number
