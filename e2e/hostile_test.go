@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strconv"
@@ -79,6 +80,32 @@ func TestHostileGuestHarmsOnlyItsOwnSession(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An agent that says nothing any more must not take its callers along.
+func TestCallsToAFrozenGuestAreAnsweredWhenTheyAreCancelled(t *testing.T) {
+	s := newSession(t, newHost(t, sandbox.HostOptions{}), sandbox.Options{Limits: sandbox.Limits{MemoryMiB: 512}})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	p, err := s.Start(ctx, sandbox.Command{Argv: []string{"sleep", "1000"}, Grace: 100 * time.Millisecond})
+	require.NoError(t, err)
+	_, err = s.StartJob(t.Context(), sandbox.Command{Shell: "sleep 0.5; pkill -STOP -x sandboxd"})
+	require.NoError(t, err)
+	soon, end := context.WithTimeout(t.Context(), 3*time.Second)
+	defer end()
+	<-soon.Done()
+	began := time.Now()
+	brief, done := context.WithTimeout(t.Context(), time.Second)
+	defer done()
+	_, err = s.Run(brief, sandbox.Command{Argv: []string{"true"}})
+	require.ErrorIs(t, err, context.DeadlineExceeded, "a start")
+	_, err = s.Stat(brief, "/")
+	require.ErrorIs(t, err, context.DeadlineExceeded, "a request")
+	require.Less(t, time.Since(began), 10*time.Second)
+	cancel()
+	_, err = p.Wait()
+	require.Error(t, err, "a command under way")
+	require.Less(t, time.Since(began), 30*time.Second)
 }
 
 func TestBreachOfTheProtocolEndsTheSessionWithAReason(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"syscall"
+	"time"
 
 	"github.com/hashicorp/yamux"
 
@@ -88,7 +89,7 @@ func (s *Session) request(ctx context.Context, op wire.Op, path string, body, re
 		return nil, err
 	}
 	st := &stream{Conn: conn, session: s, ctx: ctx, op: op, path: path}
-	st.stop = context.AfterFunc(ctx, func() { conn.Close() })
+	st.stop = context.AfterFunc(ctx, st.abort)
 	if err := wire.SendRequest(st, op, body); err != nil {
 		st.Close()
 		if errors.Is(err, wire.ErrTooLarge) {
@@ -126,6 +127,13 @@ type stream struct {
 func (st *stream) Close() error {
 	st.stop()
 	return st.Conn.Close()
+}
+
+// abort ends the stream and whoever waits in it. Close alone ends one direction
+// and would leave a reader to a guest that says nothing any more.
+func (st *stream) abort() {
+	_ = st.SetDeadline(time.Unix(1, 0))
+	_ = st.Conn.Close()
 }
 
 // fail says what an error on the stream means.

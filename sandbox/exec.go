@@ -56,22 +56,69 @@ func (s *Session) Start(ctx context.Context, cmd Command) (*Process, error) {
 		return nil, err
 	}
 	release := s.use()
-	// The stream must outlive ctx: the guest still reports how the process ended.
-	var started wire.Started
-	st, err := s.request(s.life, wire.OpStart, "", req, &started)
+	st, id, err := s.startProcess(ctx, req)
 	if err != nil {
 		release()
 		return nil, err
 	}
-	p := &Process{session: s, id: started.ID, cmd: cmd, ctx: ctx, done: make(chan struct{})}
+	p := &Process{session: s, id: id, cmd: cmd, ctx: ctx, done: make(chan struct{})}
 	s.countRunning(1)
-	s.workers.Go(func() {
-		defer release()
-		defer s.countRunning(-1)
+	finish := func() {
+		s.countRunning(-1)
+		release()
+	}
+	if !s.work(func() {
+		defer finish()
 		defer close(p.done)
 		p.follow(st)
-	})
+	}) {
+		finish()
+		st.abort()
+		return nil, s.closedError()
+	}
 	return p, nil
+}
+
+// startProcess asks the guest for a process. The stream outlives ctx, since the
+// guest still reports how the process ended; when ctx ends before the guest has
+// answered, the process is ended as soon as it does.
+func (s *Session) startProcess(ctx context.Context, req *wire.Start) (*stream, uint64, error) {
+	var started wire.Started
+	var st *stream
+	var err error
+	answered := make(chan struct{})
+	if !s.work(func() {
+		st, err = s.request(s.life, wire.OpStart, "", req, &started)
+		select {
+		case answered <- struct{}{}:
+		case <-ctx.Done(): // the caller has gone
+			if err == nil {
+				st.abort()
+				_ = s.call(s.life, wire.OpSignal, "", wire.Signal{ID: started.ID, Name: "KILL", Tree: true}, nil)
+				_ = s.call(s.life, wire.OpRelease, "", wire.ProcessRef{ID: started.ID}, nil)
+			}
+		}
+	}) {
+		return nil, 0, s.closedError()
+	}
+	select {
+	case <-answered:
+		return st, started.ID, err
+	case <-ctx.Done():
+		return nil, 0, context.Cause(ctx)
+	}
+}
+
+// work runs f in a goroutine that the end of the session waits for; false when
+// the session is ending already.
+func (s *Session) work(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reason != "" {
+		return false
+	}
+	s.workers.Go(f)
+	return true
 }
 
 func (s *Session) countRunning(n int) {
@@ -173,7 +220,7 @@ func (p *Process) follow(st *stream) {
 	}
 	out := &outputs{p: p}
 	for p.err == nil {
-		stop := context.AfterFunc(patience, func() { st.Close() })
+		stop := context.AfterFunc(patience, st.abort)
 		err := out.copy(st)
 		stop()
 		st.Close()
@@ -229,7 +276,9 @@ func (p *Process) stop(ctx context.Context) error {
 // resume attaches to the process again after the connection was lost.
 func (p *Process) resume(life, patience context.Context, cause error, pos int64) (*stream, error) {
 	if patience.Err() != nil && life.Err() == nil {
-		_ = p.session.call(life, wire.OpRelease, "", wire.ProcessRef{ID: p.id}, nil)
+		ctx, done := context.WithTimeout(life, time.Second)
+		defer done()
+		_ = p.session.call(ctx, wire.OpRelease, "", wire.ProcessRef{ID: p.id}, nil)
 		return nil, fmt.Errorf("the guest did not report the end of the process in time: %w", context.DeadlineExceeded)
 	}
 	if errors.Is(cause, wire.ErrProtocol) || errors.Is(cause, wire.ErrTooLarge) {
@@ -305,7 +354,7 @@ func (o *outputs) write(w io.Writer, b []byte) {
 	if _, err := w.Write(b); err != nil {
 		o.failed = fmt.Errorf("writing the process's output: %w", err)
 		p := o.p
-		p.session.workers.Go(func() { _ = p.stop(p.session.life) })
+		p.session.work(func() { _ = p.stop(p.session.life) })
 	}
 }
 
