@@ -147,8 +147,20 @@ func (st *stream) fail(err error) error {
 	case errors.As(err, &werr):
 		return st.guestError(werr)
 	}
+	// The death of the machine shows here first; its reason a moment later.
+	timer := time.NewTimer(deathSlack)
+	defer timer.Stop()
+	select {
+	case <-st.session.life.Done():
+		return st.session.closedError()
+	case <-st.ctx.Done():
+	case <-timer.C:
+	}
 	return fmt.Errorf("%s: the connection to the guest was lost: %w", st.op, err)
 }
+
+// deathSlack is how long a broken stream waits for the session's end as its reason.
+const deathSlack = 3 * time.Second
 
 func (st *stream) failUnlessEOF(err error) error {
 	if err == nil || err == io.EOF {

@@ -116,8 +116,11 @@ func infosOf(list []wire.FileInfo) []FileInfo {
 	return out
 }
 
-// maxResults bounds what a search returns.
-const maxResults = 10000
+// Bounds of what a search returns: results, and bytes of them on the wire.
+const (
+	maxResults = 10000
+	maxQuery   = 32 << 20
+)
 
 func limitOf(n, def int) int {
 	if n <= 0 {
@@ -136,13 +139,16 @@ func query[T any](ctx context.Context, s *Session, op wire.Op, path string, body
 	defer st.Close()
 	data := wire.NewDataReader(st)
 	var all []T
-	for {
+	for size := 0; ; {
 		payload, err := data.Next()
 		if err == io.EOF {
 			return all, data.End().Truncated, nil
 		}
 		if err != nil {
 			return nil, false, st.fail(err)
+		}
+		if size += len(payload) + 64; size > maxQuery {
+			return nil, false, st.fail(fmt.Errorf("more than %d MiB of results: %w", maxQuery>>20, wire.ErrProtocol))
 		}
 		var batch []T
 		if err := wire.Unmarshal(payload, &batch); err != nil {

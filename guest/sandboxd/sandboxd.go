@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime/debug"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -145,6 +146,13 @@ func badRequest(format string, args ...any) *wire.Error {
 // answer serves one stream.
 func (a *agent) answer(ctx context.Context, stream net.Conn) {
 	defer stream.Close()
+	defer func() {
+		// A mistake in one request must not take the session along.
+		if r := recover(); r != nil {
+			fmt.Fprintf(os.Stderr, "gondolin: sandboxd: panic: %v\n%s", r, debug.Stack())
+			_ = wire.SendReply(stream, nil, badRequest("the agent failed on this request: %v", r))
+		}
+	}()
 	var req wire.Request
 	if err := wire.ReadMessage(stream, &req); err != nil {
 		return

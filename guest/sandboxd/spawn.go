@@ -46,7 +46,7 @@ func accountOf(spec string) (*account, error) {
 	stamp := [2]fileStamp{stampOf("/etc/passwd"), stampOf("/etc/group")}
 	accounts.Lock()
 	defer accounts.Unlock()
-	if accounts.stamp != stamp || len(accounts.known) >= maxAccounts {
+	if accounts.known == nil || accounts.stamp != stamp || len(accounts.known) >= maxAccounts {
 		accounts.stamp, accounts.known = stamp, map[string]*account{}
 	}
 	if acc := accounts.known[spec]; acc != nil {
