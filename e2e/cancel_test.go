@@ -81,3 +81,14 @@ func TestFailingReaderEndsTheProcess(t *testing.T) {
 type failingWriter struct{}
 
 func (failingWriter) Write([]byte) (int, error) { return 0, context.DeadlineExceeded }
+
+func TestInterruptReachesCommands(t *testing.T) {
+	s := sharedSession(t)
+	require.Equal(t, "0000000000000000", sh(t, s, "awk '/SigIgn/{print $2}' /proc/self/status"), "no signal is ignored from above")
+	p, err := s.Start(t.Context(), sandbox.Command{Argv: []string{"sleep", "1000"}})
+	require.NoError(t, err)
+	require.NoError(t, p.Signal(t.Context(), "INT"))
+	exit, err := p.Wait()
+	require.NoError(t, err)
+	require.Equal(t, "SIGINT", exit.Signal)
+}

@@ -57,7 +57,6 @@ func (h *Host) boot(ctx context.Context, o Options) (*Session, error) {
 	}
 	s.boot = time.Since(began)
 	s.log.Info("session started", "accelerator", s.accel, "boot", s.boot.Round(time.Millisecond))
-	s.workers.Go(s.watch)
 	return s, nil
 }
 
@@ -79,25 +78,32 @@ func (h *Host) bootAny(ctx context.Context, s *Session, c qemu.Config) error {
 			}
 		}
 	}
+	failed := map[qemu.Accelerator]qemu.Verdict{}
+	remember := func(a qemu.Accelerator, v qemu.Verdict) {
+		if err := verdicts.Set(a, v); err != nil {
+			s.log.Warn("remembering the accelerator", "err", err)
+		}
+	}
 	for i, a := range list {
 		verdict, proven := verdicts.Get(a)
 		unproven := i < len(list)-1 && (!proven || !verdict.Works)
 		c.Accelerator, c.Verbose = a, unproven
 		err = h.bootOnce(ctx, s, c, unproven)
+		if err == nil {
+			if unproven {
+				remember(a, qemu.Verdict{Works: true})
+			}
+			// Only now is it the accelerator's fault and not the image's or the disk's.
+			for other, verdict := range failed {
+				remember(other, verdict)
+			}
+			return nil
+		}
 		if !unproven || ctx.Err() != nil {
 			return err
 		}
-		verdict = qemu.Verdict{Works: err == nil}
-		if err != nil {
-			verdict.Reason = fmt.Sprintf("%s was tried and did not run the guest: %s", a, oneLine(err.Error()))
-			s.log.Warn("falling back to the next accelerator, for this boot of the host", "accelerator", a, "err", err)
-		}
-		if serr := verdicts.Set(a, verdict); serr != nil {
-			s.log.Warn("remembering the accelerator", "err", serr)
-		}
-		if err == nil {
-			return nil
-		}
+		failed[a] = qemu.Verdict{Reason: fmt.Sprintf("%s was tried and did not run the guest: %s", a, oneLine(err.Error()))}
+		s.log.Warn("falling back to the next accelerator, for this boot of the host", "accelerator", a, "err", err)
 	}
 	return err
 }

@@ -38,7 +38,7 @@ func (s *Session) CopyOut(ctx context.Context, path, dir string, maxBytes int64)
 	}
 	defer st.Close()
 	data := &fileReader{st: st, data: wire.NewDataReader(st)}
-	u := unpacker{root: root, left: maxBytes, bounded: maxBytes > 0}
+	u := unpacker{root: root, base: filepath.Base(path), left: maxBytes, bounded: maxBytes > 0}
 	if err := u.run(tar.NewReader(data)); err != nil {
 		return fmt.Errorf("copying %s to the host: %w", path, err)
 	}
@@ -49,6 +49,7 @@ func (s *Session) CopyOut(ctx context.Context, path, dir string, maxBytes int64)
 
 type unpacker struct {
 	root    *os.Root
+	base    string // the only name that may be made in root itself
 	left    int64
 	bounded bool
 }
@@ -81,6 +82,12 @@ func (u *unpacker) one(r io.Reader, h *tar.Header) error {
 	if !filepath.IsLocal(name) {
 		return fmt.Errorf("the name leaves the target directory: %w", ErrInvalid)
 	}
+	if first, _, _ := strings.Cut(name, "/"); first != u.base && u.base != "/" {
+		return fmt.Errorf("the name is not below %q: %w", u.base, ErrInvalid)
+	}
+	if err := u.noLinkAbove(name); err != nil {
+		return err
+	}
 	if parent := filepath.Dir(name); parent != "." {
 		if err := u.root.MkdirAll(parent, 0o755); err != nil {
 			return err
@@ -96,16 +103,50 @@ func (u *unpacker) one(r io.Reader, h *tar.Header) error {
 	case tar.TypeReg:
 		return u.file(r, name, mode)
 	case tar.TypeSymlink:
-		if filepath.IsAbs(h.Linkname) || !filepath.IsLocal(filepath.Join(filepath.Dir(name), h.Linkname)) {
+		if filepath.IsAbs(h.Linkname) || climbsLater(h.Linkname) || !filepath.IsLocal(filepath.Join(filepath.Dir(name), h.Linkname)) {
 			return nil
 		}
 		_ = u.root.Remove(name)
 		return u.root.Symlink(h.Linkname, name)
 	case tar.TypeLink:
+		if err := u.noLinkAbove(h.Linkname); err != nil {
+			return err
+		}
+		// A hard link to a symbolic link would move that to another depth.
+		if st, err := u.root.Lstat(h.Linkname); err != nil || !st.Mode().IsRegular() {
+			return fmt.Errorf("hard link to %q, which is no regular file of this copy: %w", h.Linkname, ErrInvalid)
+		}
 		_ = u.root.Remove(name)
 		return u.root.Link(h.Linkname, name)
 	}
 	return nil
+}
+
+// noLinkAbove refuses a name that passes through a symbolic link: what a name
+// says must be where it is.
+func (u *unpacker) noLinkAbove(name string) error {
+	if strings.Count(name, "/") > 255 {
+		return fmt.Errorf("more than 255 directories deep: %w", ErrInvalid)
+	}
+	for dir := filepath.Dir(name); dir != "." && dir != "/"; dir = filepath.Dir(dir) {
+		if st, err := u.root.Lstat(dir); err == nil && st.Mode()&fs.ModeSymlink != 0 {
+			return fmt.Errorf("the name passes through the link %q: %w", dir, ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// climbsLater reports whether a link target has ".." behind another name, where
+// what the name is decides where the target lies.
+func climbsLater(target string) bool {
+	leading := true
+	for _, part := range strings.Split(target, "/") {
+		if part == ".." && !leading {
+			return true
+		}
+		leading = leading && (part == ".." || part == ".")
+	}
+	return false
 }
 
 func (u *unpacker) file(r io.Reader, name string, mode fs.FileMode) error {

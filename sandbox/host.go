@@ -133,6 +133,7 @@ func (h *Host) Create(ctx context.Context, o Options) (*Session, error) {
 		return nil, err
 	}
 	h.sessions[s.id] = s
+	s.workers.Go(s.watch)
 	if h.closed {
 		go s.end("the host is closing")
 	}

@@ -113,8 +113,17 @@ func (s *Session) watch() {
 	wall, idle := newTimer(s.opts.Limits.Wall), newTimer(s.opts.Limits.Idle)
 	defer wall.Stop()
 	defer idle.Stop()
+	s.mu.Lock()
 	mux := s.mux
+	s.mu.Unlock()
 	for {
+		if mux == nil { // it broke before it was watched
+			var err error
+			if mux, err = s.reconnect(); err != nil {
+				end("%v", withConsole(s.cause(err), s.vm))
+				return
+			}
+		}
 		select {
 		case <-s.life.Done():
 			return
@@ -123,11 +132,7 @@ func (s *Session) watch() {
 			return
 		case <-mux.CloseChan():
 			s.drop(mux)
-			var err error
-			if mux, err = s.reconnect(); err != nil {
-				end("%v", withConsole(s.cause(err), s.vm))
-				return
-			}
+			mux = nil
 		case <-wall.C:
 			end("it reached its age limit (limits.wall) of %v", s.opts.Limits.Wall)
 			return

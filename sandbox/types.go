@@ -105,7 +105,8 @@ type Command struct {
 	// readable through Session.Output after it ended, until Release, or until the
 	// newest 64 ended processes push it out.
 	Retain bool
-	// SpoolBytes bounds what is kept, 64 KiB to 64 MiB, default 4 MiB.
+	// SpoolBytes bounds what is kept, 64 KiB (512 KiB where output is waited for)
+	// to 64 MiB, default 1 MiB.
 	SpoolBytes int
 }
 

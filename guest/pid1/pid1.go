@@ -51,7 +51,9 @@ func run() error {
 	if err := mountRoot(); err != nil {
 		return err
 	}
-	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGTERM)
+	// Caught, not ignored: children inherit what is ignored, and a command must be
+	// able to die of SIGINT.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGHUP, syscall.SIGTERM)
 	pid, err := syscall.ForkExec("/proc/self/exe", []string{"sandboxd"}, &syscall.ProcAttr{
 		Env:   []string{"GOMEMLIMIT=96MiB", "GOGC=200"},
 		Files: []uintptr{0, 1, 2},

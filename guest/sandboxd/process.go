@@ -175,7 +175,7 @@ func spawn(req *wire.Start, groups *cgroups) (*process, *wire.Error) {
 	}
 	p := &process{
 		label: label(argv, req.Shell), started: time.Now(), retain: req.Retain,
-		spool:  newSpool(req.Spool, !req.Detach, req.Retain),
+		spool:  newSpool(spoolSize(req), !req.Detach, req.Retain),
 		cgroup: group, stdin: fs.stdin, tty: req.TTY != nil,
 		attached: make(chan struct{}, 1), done: make(chan struct{}),
 	}
@@ -206,6 +206,15 @@ func spawn(req *wire.Start, groups *cgroups) (*process, *wire.Error) {
 		go func() { <-p.done; timer.Stop() }()
 	}
 	return p, nil
+}
+
+// spoolSize leaves room for what the host takes before it acknowledges, where
+// output waits for that.
+func spoolSize(req *wire.Start) int {
+	if req.Spool > 0 && !req.Detach {
+		return max(req.Spool, defaultSpool/2)
+	}
+	return req.Spool
 }
 
 func graceOf(ms int64) time.Duration {

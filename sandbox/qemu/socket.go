@@ -4,18 +4,23 @@ import (
 	"context"
 	"net"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 // socketPair returns a connected pair: our end, and QEMU's as a file.
 func socketPair() (net.Conn, *os.File, error) {
+	syscall.ForkLock.RLock() // no child may get them between the two steps
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err == nil {
+		unix.CloseOnExec(fds[0])
+		unix.CloseOnExec(fds[1])
+	}
+	syscall.ForkLock.RUnlock()
 	if err != nil {
 		return nil, nil, err
 	}
-	unix.CloseOnExec(fds[0])
-	unix.CloseOnExec(fds[1])
 	ours, theirs := os.NewFile(uintptr(fds[0]), "qmp"), os.NewFile(uintptr(fds[1]), "qmp")
 	defer ours.Close()
 	conn, err := net.FileConn(ours)
