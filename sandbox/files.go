@@ -43,6 +43,10 @@ type fileReader struct {
 }
 
 func (r *fileReader) Read(p []byte) (int, error) {
+	// The stream gives what it holds before it looks at a deadline, and a device may never run dry.
+	if err := r.st.ctx.Err(); err != nil {
+		return 0, r.st.fail(err)
+	}
 	n, err := r.data.Read(p)
 	return n, r.st.failUnlessEOF(err)
 }
