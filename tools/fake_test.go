@@ -399,11 +399,11 @@ func (s *fakeSession) ReadDir(_ context.Context, _ string, limit int) ([]sandbox
 	return s.entries[:min(limit, len(s.entries))], len(s.entries) > limit, nil
 }
 
-func (s *fakeSession) Glob(_ context.Context, o sandbox.GlobOptions) ([]sandbox.FileInfo, bool, error) {
+func (s *fakeSession) Glob(ctx context.Context, o sandbox.GlobOptions) ([]sandbox.FileInfo, bool, error) {
 	if _, err := path.Match(o.Pattern, ""); err != nil {
 		return nil, false, fmt.Errorf("%w: pattern %q: %w", sandbox.ErrInvalid, o.Pattern, err)
 	}
-	return s.ReadDir(context.TODO(), o.Root, o.Limit)
+	return s.ReadDir(ctx, o.Root, o.Limit)
 }
 
 func (s *fakeSession) Grep(_ context.Context, o sandbox.GrepOptions) ([]sandbox.GrepMatch, bool, error) {
