@@ -35,6 +35,7 @@ try:
     while time.time() < end:
         if mode == 'garbage': os.write(port, os.urandom(65536))
         elif mode == 'half': os.write(port, frame(0, 0, 1, 400000, b'x' * 1000)); time.sleep(20)
+        elif mode == 'deaf': time.sleep(20)
         elif mode == 'pings': os.write(port, frame(2, 1, 0, 7) * 2000)
         elif mode == 'streams': os.write(port, b''.join(frame(1, 1, 2 + 2*i, 0) for i in range(2000)))
         elif mode == 'orphans': os.write(port, frame(0, 0, 99999, 100000, b'x' * 100000))

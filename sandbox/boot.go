@@ -47,7 +47,7 @@ func (h *Host) boot(ctx context.Context, o Options) (*Session, error) {
 	}
 	s := newSession(ctx, h, id, dir, o)
 	config := qemu.Config{
-		Binary: h.qemuPath, CPUs: o.Limits.CPUs, MemoryMiB: o.Limits.MemoryMiB,
+		Name: vmName(id), Binary: h.qemuPath, CPUs: o.Limits.CPUs, MemoryMiB: o.Limits.MemoryMiB,
 		Kernel: o.Image.Kernel, Initramfs: initrd, RootDisk: o.Image.RootDisk, Scratch: o.Root == RootCOW,
 	}
 	if err := h.bootAny(ctx, s, config); err != nil {
@@ -70,8 +70,12 @@ func (h *Host) bootAny(ctx context.Context, s *Session, c qemu.Config) error {
 	if len(list) > 1 {
 		if _, proven := verdicts.Get(list[0]); !proven {
 			// Others wait for the verdict instead of trying the same.
-			h.accel.Lock()
-			defer h.accel.Unlock()
+			select {
+			case h.accel <- struct{}{}:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			defer func() { <-h.accel }()
 			verdicts = qemu.LoadVerdicts(h.opts.CacheDir, h.qemuPath+" "+h.qemuVersion)
 			if list, _, err = qemu.Candidates(h.opts.Accelerator, verdicts); err != nil {
 				return err
@@ -240,7 +244,7 @@ func (s *Session) connect(ctx context.Context, vm *qemu.VM, limit time.Duration,
 		return nil, fmt.Errorf("waiting for the guest to get ready: %w", err)
 	}
 	if ready.Err != "" {
-		return nil, fmt.Errorf("the guest could not get ready: %q", ready.Err)
+		return nil, fmt.Errorf("the guest could not get ready: %s", printable(ready.Err))
 	}
 	return conn, nil
 }

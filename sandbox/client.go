@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"syscall"
 	"time"
 
@@ -47,7 +48,7 @@ func (s *Session) reconnect() (*yamux.Session, error) {
 }
 
 // open opens a stream to the guest, waiting for the connection while it is lost.
-func (s *Session) open(ctx context.Context) (net.Conn, error) {
+func (s *Session) open(ctx context.Context) (*yamux.Stream, error) {
 	for {
 		s.mu.Lock()
 		mux, ready := s.mux, s.muxReady
@@ -82,13 +83,35 @@ func (s *Session) closedError() error {
 }
 
 // request opens a stream, sends a request and reads the first reply into reply,
-// which may be nil. When ctx ends, the stream closes.
+// which may be nil. When ctx ends, request returns at once, whatever the guest
+// does, and the stream closes.
 func (s *Session) request(ctx context.Context, op wire.Op, path string, body, reply any) (*stream, error) {
+	var st *stream
+	var err error
+	answered := make(chan struct{})
+	if !s.work(func() {
+		defer close(answered)
+		st, err = s.exchange(ctx, op, path, body, reply)
+	}) {
+		return nil, s.closedError()
+	}
+	select {
+	case <-answered:
+		return st, err
+	case <-ctx.Done():
+		if s.life.Err() != nil {
+			return nil, s.closedError()
+		}
+		return nil, fmt.Errorf("%s: %w", op, context.Cause(ctx))
+	}
+}
+
+func (s *Session) exchange(ctx context.Context, op wire.Op, path string, body, reply any) (*stream, error) {
 	conn, err := s.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	st := &stream{Conn: conn, session: s, ctx: ctx, op: op, path: path}
+	st := &stream{Stream: conn, session: s, ctx: ctx, op: op, path: path, gone: make(chan struct{})}
 	st.stop = context.AfterFunc(ctx, st.abort)
 	if err := wire.SendRequest(st, op, body); err != nil {
 		st.Close()
@@ -116,24 +139,47 @@ func (s *Session) call(ctx context.Context, op wire.Op, path string, body, reply
 
 // stream is an open request.
 type stream struct {
-	net.Conn
+	*yamux.Stream
 	session *Session
 	ctx     context.Context
 	op      wire.Op
 	path    string
 	stop    func() bool
+	leave   sync.Once
+	gone    chan struct{} // closed by abort
 }
 
 func (st *stream) Close() error {
 	st.stop()
-	return st.Conn.Close()
+	return st.Stream.Close()
+}
+
+// Write is done, or left to itself, at the latest when the stream is aborted: a
+// guest that reads nothing would hold it until the connection's write timeout.
+// Who gets an error must not use p again.
+func (st *stream) Write(p []byte) (n int, err error) {
+	written := make(chan struct{})
+	if !st.session.work(func() {
+		defer close(written)
+		n, err = st.Stream.Write(p)
+	}) {
+		return 0, net.ErrClosed
+	}
+	select {
+	case <-written:
+		return n, err
+	case <-st.gone:
+		return 0, net.ErrClosed
+	}
 }
 
 // abort ends the stream and whoever waits in it. Close alone ends one direction
 // and would leave a reader to a guest that says nothing any more.
 func (st *stream) abort() {
+	st.leave.Do(func() { close(st.gone) })
 	_ = st.SetDeadline(time.Unix(1, 0))
-	_ = st.Conn.Close()
+	// It sends a frame, and the guest may read none.
+	st.session.work(func() { _ = st.Stream.Close() })
 }
 
 // fail says what an error on the stream means.
@@ -171,29 +217,28 @@ func (st *stream) failUnlessEOF(err error) error {
 
 // guestError turns what the guest reports into this package's errors.
 func (st *stream) guestError(e *wire.Error) error {
-	path := e.Path
+	path, msg, errno := printable(e.Path), printable(e.Msg), printable(e.Errno)
 	if path == "" {
 		path = st.path
 	}
 	switch e.Code {
 	case wire.CodeInvalid:
-		return fmt.Errorf("%s: %s: %w", st.op, e.Msg, ErrInvalid)
+		return fmt.Errorf("%s: %s: %w", st.op, msg, ErrInvalid)
 	case wire.CodeNoJob:
-		return fmt.Errorf("%s: %w", e.Msg, ErrNoJob)
+		return fmt.Errorf("%s: %w", msg, ErrNoJob)
 	case wire.CodeChanged:
-		return fmt.Errorf("%s: %s: %w", path, e.Msg, ErrChanged)
+		return fmt.Errorf("%s: %s: %w", path, msg, ErrChanged)
 	case wire.CodeLimit:
-		return fmt.Errorf("%s: %s: %w", st.op, e.Msg, ErrLimit)
+		return fmt.Errorf("%s: %s: %w", st.op, msg, ErrLimit)
 	case wire.CodeSpawn:
-		return &FileError{Op: "starting", Path: path, Errno: e.Errno, Msg: e.Msg}
+		return &FileError{Op: "starting", Path: path, Errno: errno, Msg: msg}
 	}
-	msg := e.Msg
-	if e.Errno == "EIO" || e.Errno == "ENOSPC" || e.Errno == "EROFS" {
+	if errno == "EIO" || errno == "ENOSPC" || errno == "EROFS" {
 		if note := st.session.diskNote(); note != "" {
 			msg += " (" + note + ")"
 		}
 	}
-	return &FileError{Op: string(st.op), Path: path, Errno: e.Errno, Msg: msg}
+	return &FileError{Op: string(st.op), Path: path, Errno: errno, Msg: msg}
 }
 
 // diskNote names a failure of the host's disk, which the guest sees as one of its own.

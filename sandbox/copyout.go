@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,7 +38,7 @@ func (s *Session) CopyOut(ctx context.Context, path, dir string, maxBytes int64)
 		return err
 	}
 	defer st.Close()
-	data := &fileReader{st: st, data: wire.NewDataReader(st)}
+	data := &fileReader{st: st, data: wire.NewDataReader(st), left: math.MaxInt64}
 	u := unpacker{root: root, base: filepath.Base(path), left: maxBytes, bounded: maxBytes > 0}
 	if err := u.run(tar.NewReader(data)); err != nil {
 		return fmt.Errorf("copying %s to the host: %w", path, err)

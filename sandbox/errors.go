@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Errors that callers branch on.
@@ -47,4 +50,21 @@ func (e *FileError) Is(target error) bool {
 		return e.Errno == "EACCES" || e.Errno == "EPERM"
 	}
 	return false
+}
+
+// maxGuestText bounds a text that the guest chose and that goes into an error or a result, in bytes.
+const maxGuestText = 1000
+
+// printable makes a text that the guest chose fit for a terminal, a log and an
+// error: bounded, valid, without control characters.
+func printable(s string) string {
+	if len(s) > maxGuestText {
+		s = s[:maxGuestText] + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }

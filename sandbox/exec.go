@@ -16,8 +16,6 @@ import (
 
 const (
 	defaultGrace = 2 * time.Second
-	// ackEvery is how much output is taken before the guest is told, in bytes.
-	ackEvery = 128 << 10
 	// answerSlack is how long the guest has to report the end of a process
 	// beyond the time in which it must have ended it.
 	answerSlack = 10 * time.Second
@@ -43,7 +41,7 @@ func (s *Session) Run(ctx context.Context, cmd Command) (Exit, error) {
 	return p.Wait()
 }
 
-// Start starts a command. Wait must be called: it releases the process.
+// Start starts a command. It is watched, and released when it has ended, whether Wait is called or not.
 func (s *Session) Start(ctx context.Context, cmd Command) (*Process, error) {
 	req, err := s.startRequest(&cmd)
 	if err != nil {
@@ -223,11 +221,12 @@ func (p *Process) follow(st *stream) {
 		stop := context.AfterFunc(patience, st.abort)
 		err := out.copy(st)
 		stop()
+		connected := !st.Session().IsClosed()
 		st.Close()
 		if err == nil {
 			break
 		}
-		st, p.err = p.resume(life, patience, err, out.pos)
+		st, p.err = p.resume(life, patience, err, connected, out.pos)
 	}
 	over()
 	watch.Wait()
@@ -273,18 +272,28 @@ func (p *Process) stop(ctx context.Context) error {
 	return p.session.call(ctx, wire.OpSignal, "", wire.Signal{ID: p.id, Name: "TERM", GraceMS: p.cmd.Grace.Milliseconds()}, nil)
 }
 
-// resume attaches to the process again after the connection was lost.
-func (p *Process) resume(life, patience context.Context, cause error, pos int64) (*stream, error) {
+// resume attaches to the process again after the connection was lost. When it
+// was not lost (connected), the guest broke off by itself.
+func (p *Process) resume(life, patience context.Context, cause error, connected bool, pos int64) (*stream, error) {
 	if patience.Err() != nil && life.Err() == nil {
 		ctx, done := context.WithTimeout(life, time.Second)
 		defer done()
 		_ = p.session.call(ctx, wire.OpRelease, "", wire.ProcessRef{ID: p.id}, nil)
 		return nil, fmt.Errorf("the guest did not report the end of the process in time: %w", context.DeadlineExceeded)
 	}
-	if errors.Is(cause, wire.ErrProtocol) || errors.Is(cause, wire.ErrTooLarge) {
+	switch {
+	case errors.Is(cause, wire.ErrProtocol) || errors.Is(cause, wire.ErrTooLarge):
 		return nil, fmt.Errorf("output of the process: %w", cause)
+	case connected && life.Err() == nil:
+		return nil, fmt.Errorf("the guest ended the output of the process before its end: %w", wire.ErrProtocol)
 	}
-	return p.session.request(life, wire.OpAttach, "", wire.Attach{ID: p.id, Offset: pos}, &wire.Started{})
+	var at wire.Started
+	st, err := p.session.request(patience, wire.OpAttach, "", wire.Attach{ID: p.id, Offset: pos}, &at)
+	if err == nil && at.Offset != pos {
+		st.Close()
+		return nil, fmt.Errorf("the guest has lost output of the process: it goes on at byte %d, not at %d: %w", at.Offset, pos, wire.ErrProtocol)
+	}
+	return st, err
 }
 
 // feed copies Command.Stdin to the process.
@@ -294,14 +303,12 @@ func (p *Process) feed(ctx context.Context) {
 		return
 	}
 	defer st.Close()
-	if _, err := io.CopyBuffer(struct{ io.Writer }{st}, p.cmd.Stdin, make([]byte, wire.MaxFrame)); err != nil && ctx.Err() == nil {
+	var src *wire.SourceError
+	if err := send(st, p.cmd.Stdin, wire.SendLive, nil); errors.As(err, &src) {
 		// A reader that failed is not the end of its input: the process must not take it for that.
 		p.session.log.Debug("standard input", "process", p.id, "err", err)
 		_ = p.stop(ctx)
-		return
 	}
-	_ = st.Conn.Close() // half-close: end of file
-	_ = wire.ReadReply(st, nil)
 }
 
 // outputs hands a process's output to its writers.
@@ -309,6 +316,7 @@ type outputs struct {
 	p      *Process
 	pos    int64
 	acked  int64
+	frames int // since the last acknowledgement
 	failed error
 }
 
@@ -336,11 +344,11 @@ func (o *outputs) copy(st *stream) error {
 			return fmt.Errorf("frame of kind %d among output: %w", kind, wire.ErrProtocol)
 		}
 		o.pos += int64(len(payload))
-		if o.pos-o.acked >= ackEvery {
+		if o.frames++; o.pos-o.acked >= wire.AckBytes || o.frames >= wire.AckFrames {
 			if err := wire.WriteAck(st, o.pos); err != nil {
 				return err
 			}
-			o.acked = o.pos
+			o.acked, o.frames = o.pos, 0
 		}
 	}
 }
@@ -360,7 +368,7 @@ func (o *outputs) write(w io.Writer, b []byte) {
 
 func exitOf(id uint64, e *wire.Exit) Exit {
 	return Exit{
-		ID: strconv.FormatUint(id, 10), Code: e.Code, Signal: e.Signal, TimedOut: e.TimedOut,
-		Stdout: e.Stdout, Stderr: e.Stderr, Duration: time.Duration(e.DurationUS) * time.Microsecond, Note: e.Note,
+		ID: strconv.FormatUint(id, 10), Code: e.Code, Signal: printable(e.Signal), TimedOut: e.TimedOut,
+		Stdout: e.Stdout, Stderr: e.Stderr, Duration: time.Duration(e.DurationUS) * time.Microsecond, Note: printable(e.Note),
 	}
 }

@@ -15,8 +15,11 @@ import (
 	"github.com/gondolin-go/gondolin/guest/wire"
 )
 
-// maxEdit bounds a file that EditFile works on, in bytes.
-const maxEdit = 32 << 20
+// Bounds of EditFile, in bytes: the file and what it becomes.
+const (
+	maxEdit   = 32 << 20
+	maxEdited = 64 << 20
+)
 
 // Open reads a guest file from offset on, at most limit bytes, or to its end
 // when limit is 0. The caller closes the reader. Relative paths begin at the
@@ -33,12 +36,17 @@ func (s *Session) Open(ctx context.Context, path string, offset, limit int64) (i
 		release()
 		return nil, FileInfo{}, err
 	}
-	return &fileReader{st: st, data: wire.NewDataReader(st), release: release}, infoOf(&info), nil
+	left := limit
+	if limit == 0 {
+		left = math.MaxInt64
+	}
+	return &fileReader{st: st, data: wire.NewDataReader(st), left: left, release: release}, infoOf(&info), nil
 }
 
 type fileReader struct {
 	st      *stream
 	data    *wire.DataReader
+	left    int64 // what the guest may still send
 	release func()
 }
 
@@ -48,6 +56,9 @@ func (r *fileReader) Read(p []byte) (int, error) {
 		return 0, r.st.fail(err)
 	}
 	n, err := r.data.Read(p)
+	if r.left -= int64(n); r.left < 0 {
+		return 0, r.st.fail(fmt.Errorf("the guest sends more than it was asked for: %w", wire.ErrProtocol))
+	}
 	return n, r.st.failUnlessEOF(err)
 }
 
@@ -306,8 +317,8 @@ func (s *Session) EditFile(ctx context.Context, path, old, new string, all bool,
 	case n > 1 && !all:
 		return EditResult{Before: before}, fmt.Errorf("editing %s: the text to replace occurs %d times; give more of its surroundings, or replace all: %w", path, n, ErrNoMatch)
 	}
-	if grown := int64(len(before)) + int64(n)*int64(len(new)-len(old)); grown > math.MaxInt32 {
-		return EditResult{}, fmt.Errorf("editing %s: the result would have %d bytes: %w", path, grown, ErrInvalid)
+	if grown := int64(len(before)) + int64(n)*int64(len(new)-len(old)); grown > maxEdited {
+		return EditResult{}, fmt.Errorf("editing %s: the result would have %d bytes, more than the %d MiB that can be edited; use a command such as sed: %w", path, grown, maxEdited>>20, ErrInvalid)
 	}
 	after := bytes.ReplaceAll(before, []byte(old), []byte(new))
 	if _, err := s.WriteFile(ctx, path, bytes.NewReader(after), WriteOptions{IfSHA256: have}); err != nil {

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -46,7 +45,11 @@ type Host struct {
 	qemuVersion string
 	log         *slog.Logger
 
-	accel sync.Mutex // one start at a time finds out whether an accelerator works
+	accel chan struct{} // held by the one start that finds out whether an accelerator works
+
+	life   context.Context // ends when the host closes
+	cancel context.CancelFunc
+	making sync.WaitGroup // calls of Create
 
 	mu       sync.Mutex
 	closed   bool
@@ -92,7 +95,12 @@ func NewHost(ctx context.Context, o HostOptions) (*Host, error) {
 		return nil, fmt.Errorf("the runtime directory %s is too long for a socket's path: choose one of at most 60 bytes", o.RuntimeDir)
 	}
 	collectStale(o.RuntimeDir, o.Logger)
-	return &Host{opts: o, qemuPath: path, qemuVersion: version, log: o.Logger, sessions: map[string]*Session{}}, nil
+	h := &Host{
+		opts: o, qemuPath: path, qemuVersion: version, log: o.Logger,
+		accel: make(chan struct{}, 1), sessions: map[string]*Session{},
+	}
+	h.life, h.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return h, nil
 }
 
 // DefaultRuntimeDir is where sessions' sockets are unless HostOptions say otherwise.
@@ -125,18 +133,22 @@ func (h *Host) Create(ctx context.Context, o Options) (*Session, error) {
 	if err := h.reserve(); err != nil {
 		return nil, err
 	}
+	defer h.making.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(h.life, cancel)()
 	s, err := h.boot(ctx, o)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err != nil {
 		h.slots--
+		if h.closed {
+			err = fmt.Errorf("creating a session: the host is closing: %w", ErrClosed)
+		}
 		return nil, err
 	}
 	h.sessions[s.id] = s
 	s.workers.Go(s.watch)
-	if h.closed {
-		go s.end("the host is closing")
-	}
 	return s, nil
 }
 
@@ -150,6 +162,7 @@ func (h *Host) reserve() error {
 		return fmt.Errorf("%d sessions exist, the most allowed: close one or raise sessions.max: %w", h.slots, ErrLimit)
 	}
 	h.slots++
+	h.making.Add(1)
 	return nil
 }
 
@@ -193,18 +206,19 @@ func (h *Host) Sessions() []*Session {
 	return list
 }
 
-// Close closes every session and waits for them.
+// Close ends what is being created, closes every session, and waits for both.
 func (h *Host) Close() error {
 	h.mu.Lock()
 	h.closed = true
 	h.mu.Unlock()
-	var errs []error
+	h.cancel()
+	h.making.Wait()
 	var wg sync.WaitGroup
 	for _, s := range h.Sessions() {
 		wg.Go(func() { s.end("the host is closing") })
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	return nil
 }
 
 func newID() string { return strings.ToLower(rand.Text()[:10]) }

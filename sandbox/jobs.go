@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"strconv"
@@ -65,7 +66,7 @@ func (s *Session) Job(ctx context.Context, id string) (Job, error) {
 
 func jobOf(j *wire.Job) Job {
 	out := Job{
-		ID: strconv.FormatUint(j.ID, 10), Command: j.Command, State: JobRunning,
+		ID: strconv.FormatUint(j.ID, 10), Command: printable(j.Command), State: JobRunning,
 		Started: time.UnixMicro(j.StartedUS), Output: j.Output,
 	}
 	if j.Exit != nil {
@@ -120,16 +121,7 @@ func (s *Session) Input(ctx context.Context, id string, data []byte, eof bool) e
 		return err
 	}
 	defer st.Close()
-	if _, err := st.Write(data); err != nil {
-		return st.fail(err)
-	}
-	if err := st.Conn.Close(); err != nil { // half-close: no more data
-		return st.fail(err)
-	}
-	if err := wire.ReadReply(st, nil); err != nil {
-		return st.fail(err)
-	}
-	return nil
+	return send(st, bytes.NewReader(data), wire.SendData, nil)
 }
 
 // Signal sends a signal, such as "INT" or "9", to the group of a process. KILL

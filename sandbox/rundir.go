@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,6 +20,8 @@ import (
 const (
 	lockName = "lock"
 	pidName  = "qemu.pid"
+
+	youngPrefix = ".new-" // of a directory that its owner is about to lock
 )
 
 type runDir struct {
@@ -28,13 +31,23 @@ type runDir struct {
 
 func newRunDir(base, id string) (*runDir, error) {
 	d := &runDir{path: filepath.Join(base, id)}
-	if err := os.Mkdir(d.path, 0o700); err != nil {
+	// It gets its name when it is locked: a collector would take it for a dead one's.
+	young := filepath.Join(base, youngPrefix+id)
+	if err := os.Mkdir(young, 0o700); err != nil {
 		return nil, fmt.Errorf("making the session's directory: %w", err)
 	}
-	d.lock = flock.New(filepath.Join(d.path, lockName))
-	if ok, err := d.lock.TryLock(); err != nil || !ok {
-		os.RemoveAll(d.path)
-		return nil, fmt.Errorf("locking the session's directory %s: %w", d.path, errors.Join(err, errors.New("another process holds it")))
+	d.lock = flock.New(filepath.Join(young, lockName))
+	ok, err := d.lock.TryLock()
+	if err == nil && !ok {
+		err = errors.New("another process holds it")
+	}
+	if err == nil {
+		err = os.Rename(young, d.path)
+	}
+	if err != nil {
+		d.lock.Close()
+		os.RemoveAll(young)
+		return nil, fmt.Errorf("locking the session's directory %s: %w", d.path, err)
 	}
 	return d, nil
 }
@@ -64,21 +77,19 @@ func collectStale(base string, log *slog.Logger) {
 }
 
 func collectOne(path string, log *slog.Logger) error {
-	lockPath := filepath.Join(path, lockName)
-	if _, err := os.Stat(lockPath); errors.Is(err, os.ErrNotExist) {
-		// Its owner may be between making the directory and locking it.
+	if strings.HasPrefix(filepath.Base(path), youngPrefix) {
 		if st, err := os.Stat(path); err != nil || time.Since(st.ModTime()) < time.Minute {
 			return nil
 		}
 	}
-	lock := flock.New(lockPath)
+	lock := flock.New(filepath.Join(path, lockName))
 	ok, err := lock.TryLock()
 	if err != nil || !ok {
 		return err
 	}
 	defer lock.Close()
 	if b, err := os.ReadFile(filepath.Join(path, pidName)); err == nil {
-		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && isOurQEMU(pid) {
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && isQEMUOf(pid, filepath.Base(path)) {
 			log.Info("ending the QEMU of a dead session", "pid", pid)
 			if p, err := os.FindProcess(pid); err == nil {
 				_ = p.Kill()
@@ -89,9 +100,11 @@ func collectOne(path string, log *slog.Logger) error {
 	return os.RemoveAll(path)
 }
 
-// isOurQEMU guards against a process id that now belongs to something else.
-func isOurQEMU(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	args := strings.Split(string(b), "\x00")
-	return err == nil && len(args) > 2 && strings.Contains(filepath.Base(args[0]), "qemu-system") && args[1] == "-name" && args[2] == "gondolin"
+// vmName is what a session's machine is called in its arguments.
+func vmName(id string) string { return "gondolin-" + id }
+
+// isQEMUOf guards against a process id that now belongs to something else.
+func isQEMUOf(pid int, id string) bool {
+	args, err := processArgs(pid)
+	return err == nil && slices.Contains(args, vmName(id))
 }

@@ -121,3 +121,16 @@ func copySparse(dst, src *os.File) error {
 		pos = hole
 	}
 }
+
+// unlinkedFile makes a file in dir and takes its name away.
+func unlinkedFile(dir string) (*os.File, error) {
+	f, err := os.CreateTemp(dir, "scratch-*")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}

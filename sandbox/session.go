@@ -106,6 +106,9 @@ func (s *Session) end(reason string) {
 	<-s.gone
 }
 
+// maxLost is how often a guest may break its connection within a minute.
+const maxLost = 10
+
 // watch follows the machine, the connection and the limits until the session ends.
 func (s *Session) watch() {
 	// The session cannot be ended from a goroutine that its end waits for.
@@ -116,8 +119,16 @@ func (s *Session) watch() {
 	s.mu.Lock()
 	mux := s.mux
 	s.mu.Unlock()
+	var lost []time.Time // when the connection broke, lately
 	for {
 		if mux == nil { // it broke before it was watched
+			if lost = append(lost, time.Now()); len(lost) > maxLost {
+				if time.Since(lost[0]) < time.Minute {
+					end("the guest broke the connection %d times within a minute", len(lost))
+					return
+				}
+				lost = lost[1:]
+			}
 			var err error
 			if mux, err = s.reconnect(); err != nil {
 				end("%v", withConsole(s.cause(err), s.vm))

@@ -34,15 +34,15 @@ func (s *Session) WriteFile(ctx context.Context, path string, r io.Reader, o Wri
 	defer st.Close()
 	var done wire.Written
 	sum := sha256.New() // here: translated code hashes ten times slower
-	if err := send(st, io.TeeReader(r, sum), &done); err != nil {
+	if err := send(st, io.TeeReader(r, sum), wire.SendData, &done); err != nil {
 		return Written{}, err
 	}
 	return Written{Bytes: done.Bytes, SHA256: hex.EncodeToString(sum.Sum(nil)), Created: done.Created}, nil
 }
 
 // send writes r as frames and reads the guest's final reply, which ends the
-// sending when it comes early.
-func send(st *stream, r io.Reader, reply any) error {
+// sending when it comes early. A failure of r is a *wire.SourceError.
+func send(st *stream, r io.Reader, data func(io.Writer, io.Reader) error, reply any) error {
 	answered := make(chan error, 1)
 	go func() {
 		err := wire.ReadReply(st, reply)
@@ -51,13 +51,13 @@ func send(st *stream, r io.Reader, reply any) error {
 			st.Close() // a blocked Write fails
 		}
 	}()
-	sendErr := wire.SendData(st, r)
+	sendErr := data(st, r)
 	var src *wire.SourceError
 	if errors.As(sendErr, &src) {
 		// The guest discards what it has: this is not the end of the data.
 		_ = wire.WriteEnd(st, wire.End{Err: &wire.Error{Code: wire.CodeInvalid, Msg: "the source failed"}})
 		<-answered
-		return src.Err
+		return src
 	}
 	if sendErr == nil {
 		sendErr = wire.WriteEnd(st, wire.End{})
@@ -87,7 +87,7 @@ func (s *Session) CopyIn(ctx context.Context, hostPath, dir string) error {
 		defer close(packed)
 		w.CloseWithError(wire.PackTree(w, hostPath))
 	}()
-	err = send(st, r, nil)
+	err = send(st, r, wire.SendData, nil)
 	r.Close()
 	<-packed
 	return err

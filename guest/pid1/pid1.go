@@ -51,6 +51,10 @@ func run() error {
 	if err := mountRoot(); err != nil {
 		return err
 	}
+	// As on any Debian: the agent raises its own soft limit, commands keep this one.
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 1024, Max: 1 << 20}); err != nil {
+		return fmt.Errorf("raising the limit of open files: %w", err)
+	}
 	// Caught, not ignored: children inherit what is ignored, and a command must be
 	// able to die of SIGINT.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGHUP, syscall.SIGTERM)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,8 @@ type cgroup struct {
 	path   string
 	dir    *os.File
 	events *os.File
+
+	owner *process // the command it is for; nil once it was recycled
 }
 
 // setupCgroups makes the common cgroup with its limits. Memory is limited a
@@ -106,6 +109,7 @@ func (c *cgroups) sweepLocked() {
 		switch {
 		case g.populated():
 			kept = append(kept, g)
+			continue
 		case len(c.idle) < maxIdleCgroups:
 			c.idle = append(c.idle, g)
 		default:
@@ -113,6 +117,7 @@ func (c *cgroups) sweepLocked() {
 			g.events.Close()
 			_ = os.Remove(g.path)
 		}
+		g.owner = nil
 	}
 	clear(c.lingering[len(kept):])
 	c.lingering = kept
@@ -124,12 +129,73 @@ func (g *cgroup) populated() bool {
 	return n > 0 && bytes.Contains(buf[:n], []byte("populated 1")) || n == 0 && err == nil
 }
 
-// kill ends every process of the cgroup (cgroup.kill, Linux 5.14).
-func (g *cgroup) kill() error {
-	if err := os.WriteFile(filepath.Join(g.path, "cgroup.kill"), []byte("1"), 0); err != nil {
+// own gives a cgroup to the command that will run in it.
+func (c *cgroups) own(g *cgroup, p *process) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	g.owner = p
+}
+
+// alive reports whether anything that p started still runs.
+func (c *cgroups) alive(p *process) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return p.cgroup.owner == p && p.cgroup.populated()
+}
+
+// kill ends everything that p started (cgroup.kill, Linux 5.14), also after p itself ended.
+func (c *cgroups) kill(p *process) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p.cgroup.owner != p {
+		return nil // nothing of it is left
+	}
+	if err := os.WriteFile(filepath.Join(p.cgroup.path, "cgroup.kill"), []byte("1"), 0); err != nil {
 		return fmt.Errorf("killing a cgroup: %w", err)
 	}
 	return nil
+}
+
+// signal sends sig to everything that p left behind.
+func (c *cgroups) signal(p *process, sig unix.Signal) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p.cgroup.owner != p {
+		return nil
+	}
+	pids, err := p.cgroup.pids()
+	if err != nil {
+		return err
+	}
+	// A pid is only a number: hold the processes first, and look again who they are.
+	held := map[string]int{}
+	for _, pid := range pids {
+		n, err := strconv.Atoi(pid)
+		if err != nil {
+			continue
+		}
+		if fd, err := unix.PidfdOpen(n, 0); err == nil {
+			held[pid] = fd
+			defer unix.Close(fd)
+		}
+	}
+	if pids, err = p.cgroup.pids(); err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if fd, ok := held[pid]; ok {
+			_ = unix.PidfdSendSignal(fd, sig, nil, 0) // it may have ended meanwhile
+		}
+	}
+	return nil
+}
+
+func (g *cgroup) pids() ([]string, error) {
+	b, err := os.ReadFile(filepath.Join(g.path, "cgroup.procs"))
+	if err != nil {
+		return nil, fmt.Errorf("reading the processes of a cgroup: %w", err)
+	}
+	return strings.Fields(string(b)), nil
 }
 
 // outOfMemory reports whether the kernel has ended a command for want of memory

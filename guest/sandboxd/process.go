@@ -27,6 +27,7 @@ type process struct {
 	started time.Time
 	retain  bool
 	spool   *spool
+	groups  *cgroups
 	cgroup  *cgroup
 	handle  *os.Process
 	stdin   *os.File // host's end of standard input; the terminal with tty
@@ -36,11 +37,8 @@ type process struct {
 
 	mu       sync.Mutex
 	ended    bool // reaped: its pid and group may belong to somebody else
-	released bool // so may its cgroup
 	timedOut bool
 	written  [2]int64 // stdout, stderr
-
-	killers sync.WaitGroup // calls of terminate that still need the cgroup
 
 	done chan struct{} // closed when exit is set
 	exit wire.Exit
@@ -131,12 +129,18 @@ func pipe(weRead bool) (child, ours *os.File, err error) {
 }
 
 func openTTY(size *wire.Size) (*stdio, error) {
-	master, slave, err := pty.Open()
+	blocking, slave, err := pty.Open()
 	if err != nil {
 		return nil, err
 	}
-	if err := pty.Setsize(master, &pty.Winsize{Rows: size.Rows, Cols: size.Cols}); err != nil {
-		master.Close()
+	defer blocking.Close()
+	master, err := pollable(blocking)
+	if err == nil {
+		if err = setSize(master, *size); err != nil {
+			master.Close()
+		}
+	}
+	if err != nil {
 		slave.Close()
 		return nil, err
 	}
@@ -144,6 +148,33 @@ func openTTY(size *wire.Size) (*stdio, error) {
 		child: [3]*os.File{slave, slave, slave}, stdin: master,
 		pumps: []pumpFrom{{master, wire.FrameStdout}}, closes: []*os.File{slave},
 	}, nil
+}
+
+// pollable returns another handle of a file whose reads and writes end with their
+// deadlines. Those of package pty do not.
+func pollable(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// setSize sets a terminal's size. (pty.Setsize would make the file blocking.)
+func setSize(tty *os.File, size wire.Size) error {
+	raw, err := tty.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ierr error
+	err = raw.Control(func(fd uintptr) {
+		ierr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Cols})
+	})
+	return errors.Join(err, ierr)
 }
 
 // spawn starts a command.
@@ -176,9 +207,10 @@ func spawn(req *wire.Start, groups *cgroups) (*process, *wire.Error) {
 	p := &process{
 		label: label(argv, req.Shell), started: time.Now(), retain: req.Retain,
 		spool:  newSpool(spoolSize(req), !req.Detach, req.Retain),
-		cgroup: group, stdin: fs.stdin, tty: req.TTY != nil,
+		groups: groups, cgroup: group, stdin: fs.stdin, tty: req.TTY != nil,
 		attached: make(chan struct{}, 1), done: make(chan struct{}),
 	}
+	groups.own(group, p)
 	p.handle, err = os.StartProcess(path, argv, &os.ProcAttr{
 		Dir: dir, Env: env, Files: fs.child[:],
 		Sys: &syscall.SysProcAttr{
@@ -195,7 +227,7 @@ func spawn(req *wire.Start, groups *cgroups) (*process, *wire.Error) {
 	for _, f := range fs.closes {
 		f.Close()
 	}
-	go p.watch(fs.pumps, groups)
+	go p.watch(fs.pumps)
 	if req.TimeoutMS > 0 {
 		timer := time.AfterFunc(time.Duration(req.TimeoutMS)*time.Millisecond, func() {
 			p.mu.Lock()
@@ -238,7 +270,7 @@ func label(argv []string, shell string) string {
 }
 
 // watch waits for the process and its output and sets exit.
-func (p *process) watch(pumps []pumpFrom, groups *cgroups) {
+func (p *process) watch(pumps []pumpFrom) {
 	var drained sync.WaitGroup
 	for _, from := range pumps {
 		drained.Add(1)
@@ -264,7 +296,7 @@ func (p *process) watch(pumps []pumpFrom, groups *cgroups) {
 		p.exit.Code, p.exit.Note = -1, "waiting for the process: "+err.Error()
 	} else if ws := state.Sys().(syscall.WaitStatus); ws.Signaled() {
 		p.exit.Code, p.exit.Signal = 128+int(ws.Signal()), unix.SignalName(ws.Signal())
-		if ws.Signal() == unix.SIGKILL && groups.outOfMemory() {
+		if ws.Signal() == unix.SIGKILL && p.groups.outOfMemory() {
 			p.exit.Note = "the guest ran out of memory; raise limits.memory"
 		}
 	} else {
@@ -275,64 +307,91 @@ func (p *process) watch(pumps []pumpFrom, groups *cgroups) {
 	if p.stdin != nil && !p.tty {
 		p.stdin.Close()
 	}
-	p.killers.Wait()
-	p.mu.Lock()
-	p.released = true
-	p.mu.Unlock()
-	groups.release(p.cgroup)
+	p.groups.release(p.cgroup)
 }
 
 // pump moves output from a pipe to the spool until the pipe ends, and calls
-// drained when it ended or, after the process did, when it is empty.
+// drained when it ended or when what was in it as the process ended is taken.
 func (p *process) pump(from pumpFrom, drained func()) {
 	defer from.f.Close()
 	defer drained()
+	raw, err := from.f.SyscallConn()
+	if err != nil {
+		return
+	}
 	for {
-		c := chunkPool.Get().(*wire.Chunk)
-		n, err := from.f.Read(c.Space())
-		if n > 0 {
-			c.Grow(n)
-			p.count(from.kind, n)
-			p.spool.add(from.kind, c)
-			continue
+		n, err := p.move(raw, from.kind, true)
+		if errors.Is(err, os.ErrDeadlineExceeded) { // the process ended
+			_ = from.f.SetReadDeadline(time.Time{})
+			if err = p.drain(raw, from.kind); err == nil {
+				drained()
+				continue
+			}
 		}
-		recycle(c)
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
+		if err != nil || n == 0 {
 			return
 		}
-		_ = from.f.SetReadDeadline(time.Time{})
-		if !p.drain(from) {
-			return
-		}
-		drained()
 	}
 }
 
-// drain takes what a pipe holds without waiting for more; false at its end.
-func (p *process) drain(from pumpFrom) bool {
-	raw, err := from.f.SyscallConn()
-	if err != nil {
-		return false
+// drain moves what is there as the process has ended, and not what background
+// children add to it.
+func (p *process) drain(raw syscall.RawConn, kind wire.Kind) error {
+	left := held(raw)
+	if p.tty {
+		left = 1 << 20 // a terminal counts only part of what it holds, but that ends
 	}
-	for {
-		c := chunkPool.Get().(*wire.Chunk)
-		n, rerr := 0, error(nil)
-		err := raw.Read(func(fd uintptr) bool {
-			n, rerr = unix.Read(int(fd), c.Space())
-			return true
-		})
-		if err == nil && n > 0 {
-			c.Grow(n)
-			p.count(from.kind, n)
-			p.spool.add(from.kind, c)
-			continue
+	for left > 0 {
+		n, err := p.move(raw, kind, false)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case err != nil:
+			return err
+		case n == 0:
+			return io.EOF
 		}
+		left -= n
+	}
+	return nil
+}
+
+// move moves what a pipe holds to the spool, waiting for something if told to. A
+// buffer is taken only when there is something: thousands of idle pipes hold none.
+func (p *process) move(raw syscall.RawConn, kind wire.Kind, wait bool) (n int, err error) {
+	var c *wire.Chunk
+	rerr := raw.Read(func(fd uintptr) bool {
+		c = chunkPool.Get().(*wire.Chunk)
+		for {
+			n, err = unix.Read(int(fd), c.Space())
+			if err != unix.EINTR {
+				break
+			}
+		}
+		if err == unix.EAGAIN && wait {
+			recycle(c)
+			return false
+		}
+		return true
+	})
+	if rerr != nil {
+		return 0, rerr
+	}
+	if err != nil || n == 0 {
 		recycle(c)
-		if errors.Is(rerr, unix.EINTR) {
-			continue
-		}
-		return errors.Is(rerr, unix.EAGAIN)
+		return 0, err
 	}
+	c.Grow(n)
+	p.count(kind, n)
+	p.spool.add(kind, c)
+	return n, nil
+}
+
+// held returns how many bytes a pipe or terminal holds.
+func held(raw syscall.RawConn) int {
+	n := 0
+	_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	return n
 }
 
 func (p *process) count(kind wire.Kind, n int) {
@@ -341,40 +400,34 @@ func (p *process) count(kind wire.Kind, n int) {
 	p.written[kind-wire.FrameStdout] += int64(n)
 }
 
-// signal sends sig to the process's group, or KILL to all that it started.
+// signal sends sig to the process's group, or to all that it started: with tree
+// KILL, and any signal once the process itself has ended.
 func (p *process) signal(sig syscall.Signal, tree bool) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case tree && sig == unix.SIGKILL && !p.released:
-		return p.cgroup.kill()
-	case p.ended:
-		return nil
+	if tree && sig == unix.SIGKILL {
+		return p.groups.kill(p)
 	}
-	return unix.Kill(-p.handle.Pid, sig)
+	p.mu.Lock()
+	if !p.ended {
+		defer p.mu.Unlock()
+		return unix.Kill(-p.handle.Pid, sig)
+	}
+	p.mu.Unlock()
+	return p.groups.signal(p, sig)
 }
 
 // terminate sends sig to the process's group. What is left after grace of all
 // that the process started gets KILL, also when the process itself has ended.
 func (p *process) terminate(sig syscall.Signal, grace time.Duration) {
-	p.mu.Lock()
-	if p.released {
-		p.mu.Unlock()
-		return
-	}
-	p.killers.Add(1)
-	p.mu.Unlock()
-	defer p.killers.Done()
 	_ = p.signal(sig, false)
 	deadline := time.NewTimer(grace)
 	defer deadline.Stop()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for p.cgroup.populated() {
+	for p.groups.alive(p) {
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			_ = p.cgroup.kill()
+			_ = p.groups.kill(p)
 			return
 		}
 	}
@@ -404,8 +457,7 @@ func (p *process) feed(r io.Reader, req *wire.Stdin) *wire.Error {
 		_ = p.stdin.SetWriteDeadline(time.Now().Add(time.Duration(req.WaitMS) * time.Millisecond))
 		defer p.stdin.SetWriteDeadline(time.Time{})
 	}
-	// Not io.Copy itself: to a file it copies in small pieces.
-	_, err := io.CopyBuffer(struct{ io.Writer }{p.stdin}, r, make([]byte, wire.MaxFrame))
+	_, err := wire.NewDataReader(r).WriteTo(p.stdin)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &wire.Error{Code: wire.CodeLimit, Msg: "the process does not read its standard input; some of the data was not delivered"}
@@ -426,7 +478,7 @@ func (p *process) feed(r io.Reader, req *wire.Stdin) *wire.Error {
 }
 
 func (p *process) resize(size wire.Size) *wire.Error {
-	if err := pty.Setsize(p.stdin, &pty.Winsize{Rows: size.Rows, Cols: size.Cols}); err != nil {
+	if err := setSize(p.stdin, size); err != nil {
 		return errnoError("", err)
 	}
 	return nil

@@ -20,6 +20,7 @@ package sandboxd
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"runtime/debug"
@@ -145,7 +146,10 @@ func badRequest(format string, args ...any) *wire.Error {
 
 // answer serves one stream.
 func (a *agent) answer(ctx context.Context, stream net.Conn) {
-	defer stream.Close()
+	defer func() {
+		<-closed(stream) // the host may not have read all yet
+		stream.Close()
+	}()
 	defer func() {
 		// A mistake in one request must not take the session along.
 		if r := recover(); r != nil {
@@ -218,14 +222,13 @@ func serve[T any](stream net.Conn, req *wire.Request, f func(*T) *wire.Error) {
 	}
 }
 
-// closed returns a channel that closes when the host ends the stream. The host
-// sends nothing more on it.
+// closed returns a channel that closes when the host ends the stream. What the
+// host still sends is discarded.
 func closed(stream net.Conn) <-chan struct{} {
 	ch := make(chan struct{})
 	go func() {
 		defer close(ch)
-		var b [1]byte
-		_, _ = stream.Read(b[:])
+		_, _ = io.Copy(io.Discard, stream)
 	}()
 	return ch
 }
@@ -235,10 +238,14 @@ func (a *agent) start(stream net.Conn, m *wire.Start) *wire.Error {
 	if werr != nil {
 		return werr
 	}
-	if wire.SendReply(stream, wire.Started{ID: p.id}, nil) != nil || m.Detach {
-		return nil
+	err := wire.SendReply(stream, wire.Started{ID: p.id}, nil)
+	switch {
+	case err == nil && !m.Detach:
+		a.procs.attach(p, 0, stream)
+	case err != nil && !m.Detach: // nobody knows of it
+		p.terminate(unix.SIGTERM, graceOf(m.GraceMS))
+		a.procs.forget(p)
 	}
-	a.procs.attach(p, 0, stream)
 	return nil
 }
 

@@ -17,12 +17,18 @@ const (
 	defaultSpool = 1 << 20
 )
 
+// maxUnacked bounds the pieces of output that wait for an acknowledgement, since
+// a piece of one byte takes two hundred.
+const maxUnacked = 16 * wire.AckFrames
+
 // spool holds the output of one process between its pipes and its readers.
 // Both streams share it in the order in which they were read, so that one
 // position names a place in the output.
 //
 // With a blocking spool a full one stops the process until the host has
-// acknowledged output; otherwise the oldest output makes room.
+// acknowledged output; otherwise the oldest output makes room. What background
+// children write after the process has ended never pushes out output that was
+// not acknowledged.
 type spool struct {
 	mu       sync.Mutex
 	size     int
@@ -32,6 +38,7 @@ type spool struct {
 	start    int64 // position of the oldest byte kept
 	end      int64
 	floor    int64 // acknowledged
+	final    int64 // end of the process's own output, set when it has ended
 	finished bool
 	dropped  bool          // abandoned: discard everything
 	wake     chan struct{} // closed when something changes; nil when nobody waits
@@ -66,8 +73,12 @@ func (s *spool) add(kind wire.Kind, c *wire.Chunk) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := len(c.Payload())
-	for s.blocking && !s.dropped && s.end > s.floor && int(s.end-s.floor)+n > s.size {
+	for s.fullLocked(n) {
 		s.waitLocked(nil, nil)
+	}
+	if s.finished && s.blocking && s.floor < s.final {
+		recycle(c) // of a background child, and the command's own output waits yet
+		return
 	}
 	if s.dropped {
 		s.start, s.end = s.end+int64(n), s.end+int64(n)
@@ -83,13 +94,22 @@ func (s *spool) add(kind wire.Kind, c *wire.Chunk) {
 			recycle(c)
 			return
 		}
-		own := wire.NewChunk(max(n, 512))
+		own := wire.NewChunk(max(n, 64))
 		own.Append(c.Payload())
 		recycle(c)
 		c = own
 	}
 	s.chunks = append(s.chunks, &entry{kind: kind, off: s.end, chunk: c})
 	s.end += int64(n)
+}
+
+// fullLocked reports whether the writer must wait before it adds n bytes.
+func (s *spool) fullLocked(n int) bool {
+	if !s.blocking || s.finished || s.dropped || s.end == s.floor {
+		return false
+	}
+	unacked := len(s.chunks) - sort.Search(len(s.chunks), func(i int) bool { return s.chunks[i].end() > s.floor })
+	return int(s.end-s.floor)+n > s.size || unacked >= maxUnacked
 }
 
 func (s *spool) last() *entry {
@@ -110,7 +130,8 @@ func (s *spool) trimLocked(n int) {
 		if acked && !s.retain {
 			full = true
 		}
-		if !full || (s.blocking && !acked) {
+		ended := s.finished && s.floor >= s.final // only background children write yet
+		if !full || (s.blocking && !acked && !ended) {
 			return
 		}
 		s.start = first.end()
@@ -147,8 +168,7 @@ func (s *spool) ack(n int64) {
 func (s *spool) finish() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.finished = true
-	s.blocking = false // what background children still write may push out old output
+	s.finished, s.final = true, s.end
 	s.wakeLocked()
 }
 
@@ -162,7 +182,7 @@ func (s *spool) abandon() {
 }
 
 // next returns the chunk that holds position pos, waiting for one. It returns
-// nil when the output is finished and pos is at its end, or when stop closes.
+// nil when the process has ended and pos is at the end of its output, or when stop closes.
 func (s *spool) next(pos int64, stop <-chan struct{}) *entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,12 +190,15 @@ func (s *spool) next(pos int64, stop <-chan struct{}) *entry {
 		if pos < s.start {
 			pos = s.start
 		}
+		if s.finished && pos >= s.final {
+			return nil
+		}
 		if pos < s.end {
 			i := sort.Search(len(s.chunks), func(i int) bool { return s.chunks[i].end() > pos })
 			s.chunks[i].taken = true
 			return s.chunks[i]
 		}
-		if s.finished || s.dropped || !s.waitLocked(stop, nil) {
+		if s.dropped || !s.waitLocked(stop, nil) {
 			return nil
 		}
 	}

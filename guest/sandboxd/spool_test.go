@@ -136,3 +136,44 @@ func TestReaderThatComesBackLosesNothing(t *testing.T) {
 		}
 	})
 }
+
+// A background child that floods must not push out what the command itself wrote.
+func TestBackgroundChildPushesOutNoUnreadOutput(t *testing.T) {
+	s := newSpool(minSpool, true, false)
+	s.add(wire.FrameStdout, chunkOf([]byte("own output")))
+	s.finish()
+	for range 100 {
+		s.add(wire.FrameStdout, chunkOf(make([]byte, 32<<10)))
+	}
+	e := s.next(0, nil)
+	require.NotNil(t, e)
+	require.Equal(t, "own output", string(e.chunk.Payload()))
+	require.Nil(t, s.next(e.end(), nil), "the child's output is not the command's")
+	s.ack(e.end())
+	for range 100 {
+		s.add(wire.FrameStdout, chunkOf(make([]byte, 32<<10)))
+	}
+	require.LessOrEqual(t, s.held(), int64(2*minSpool), "and it is bounded afterwards")
+}
+
+func TestOneByteWritesWaitForTheReaderBeforeTheyFillTheMemory(t *testing.T) {
+	s := newSpool(maxSpool, true, false)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for i := range 4 * maxUnacked {
+			s.add(wire.FrameStdout+wire.Kind(i%2), chunkOf([]byte{1})) // never joined
+		}
+	}()
+	select {
+	case <-stopped:
+		t.Error("nothing stopped the writer")
+	case <-time.After(100 * time.Millisecond):
+	}
+	s.mu.Lock()
+	n := len(s.chunks)
+	s.mu.Unlock()
+	require.LessOrEqual(t, n, maxUnacked)
+	s.abandon()
+	<-stopped
+}

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -46,7 +47,7 @@ func (f *files) write(stream net.Conn, m *wire.Write) *wire.Error {
 	}
 	w, err := openWriter(path, old, m, acc)
 	if err != nil {
-		return errnoError(m.Path, err)
+		return asError(m.Path, err)
 	}
 	defer w.discard()
 	if wire.SendReply(stream, nil, nil) != nil {
@@ -121,18 +122,18 @@ func openWriter(path string, old fs.FileInfo, m *wire.Write, acc *account) (*wri
 		}
 		w := &writer{f: f, path: path}
 		if old == nil {
-			err = f.Chown(int(acc.uid), int(acc.gid))
+			if err := f.Chown(int(acc.uid), int(acc.gid)); err != nil {
+				f.Close()
+				return nil, err
+			}
 		}
-		return w, err
+		return w, nil
 	}
-	if old != nil && !old.Mode().IsRegular() {
-		return openInPlace(path)
+	if old != nil && (!old.Mode().IsRegular() || inKernel(path)) {
+		return openInPlace(path, m.IfSHA256)
 	}
 	w, err := openTemp(path)
 	if err != nil {
-		if old != nil && (errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL)) {
-			return openInPlace(path) // /proc and /sys take no new files
-		}
 		return nil, err
 	}
 	uid, gid := acc.uid, acc.gid
@@ -155,7 +156,20 @@ func openWriter(path string, old fs.FileInfo, m *wire.Write, acc *account) (*wri
 	return w, nil
 }
 
-func openInPlace(path string) (*writer, error) {
+// inKernel reports whether path is one of the kernel's own files, which take their
+// content in place.
+func inKernel(path string) bool {
+	return strings.HasPrefix(path, "/proc/") || strings.HasPrefix(path, "/sys/")
+}
+
+// openInPlace opens a file that cannot be replaced. What it holds is compared now,
+// since it is gone when the new content comes.
+func openInPlace(path, ifSHA256 string) (*writer, error) {
+	if ifSHA256 != "" {
+		if err := sameContent(path, ifSHA256); err != nil {
+			return nil, err
+		}
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -175,7 +189,7 @@ func openTemp(path string) (*writer, error) {
 // finish makes the written bytes the file's content. The caller holds the
 // commit lock.
 func (w *writer) finish(ifSHA256 string, ifAbsent bool) error {
-	if ifSHA256 != "" {
+	if ifSHA256 != "" && w.temp != "" {
 		if err := sameContent(w.path, ifSHA256); err != nil {
 			return err
 		}
@@ -222,11 +236,14 @@ func syncDir(dir string) error {
 
 // sameContent compares a file's digest; a missing file has none.
 func sameContent(path, want string) error {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return errors.Join(err, &wire.Error{Code: wire.CodeInvalid, Path: path, Msg: "not a regular file, so it has no digest to compare"})
+	}
 	sum := sha256.New()
 	if _, err := io.Copy(sum, f); err != nil {
 		return err

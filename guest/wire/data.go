@@ -84,11 +84,18 @@ func (e *SourceError) Unwrap() error { return e.Err }
 // SendData sends r to its end as FrameData, without FrameEnd. It reads each
 // frame full, so that short reads do not become short frames. The error is a
 // *SourceError when r failed and otherwise w's.
-func SendData(w io.Writer, r io.Reader) error {
+func SendData(w io.Writer, r io.Reader) error { return sendData(w, r, io.ReadFull) }
+
+// SendLive is SendData for a source that may pause: each read is sent at once.
+func SendLive(w io.Writer, r io.Reader) error {
+	return sendData(w, r, func(r io.Reader, p []byte) (int, error) { return io.ReadAtLeast(r, p, 1) })
+}
+
+func sendData(w io.Writer, r io.Reader, read func(io.Reader, []byte) (int, error)) error {
 	c := NewChunk(MaxFrame)
 	for {
 		c.Reset()
-		n, err := io.ReadFull(r, c.Space())
+		n, err := read(r, c.Space())
 		c.Grow(n)
 		if n > 0 {
 			if werr := c.WriteTo(w, FrameData); werr != nil {

@@ -28,22 +28,23 @@
 // # Streams
 //
 // After Ready the port carries a yamux session in which only the host opens
-// streams (see Client and Server: a peer that pings, opens a stream the wrong way or exceeds its
-// window ends the session). A stream begins with a request, a length-prefixed
+// streams (see Client and Server: a peer that pings, goes away, opens a stream the wrong way
+// or exceeds its window ends the session). A stream begins with a request, a length-prefixed
 // CBOR message, and a reply of the same form. The Op says what follows the reply:
 //
 //	start, attach   guest: frames FrameStdout, FrameStderr, at last FrameEnd with Exit;
 //	                host: 8-byte big-endian positions up to which it has taken output.
 //	                The guest forgets output only when it is acknowledged, so that
 //	                attach goes on where a lost connection stopped.
-//	stdin           host: raw bytes up to the half-close of the stream; guest: a second
-//	                reply when they were written
 //	read, pack      guest: FrameData, at last FrameEnd with End
-//	write, unpack   host: FrameData, at last FrameEnd with End; guest: a second
-//	                reply, which may come before the host has sent all
+//	stdin, write,   host: FrameData, at last FrameEnd with End; guest: a second
+//	unpack          reply, which may come before the host has sent all
 //	glob, grep,
 //	readdir         guest: FrameData, each a CBOR array of results, at last FrameEnd
 //	others          nothing
+//
+// The host closes a stream when it has all that it wants of it, the guest after that.
+// Acknowledgements come at the latest after AckBytes and after AckFrames.
 //
 // A frame is one byte of kind, a 32-bit big-endian length of at most MaxFrame,
 // and that many bytes.

@@ -103,6 +103,12 @@ func (f *FrameReader) Next() (Kind, []byte, error) {
 	return kind, payload, nil
 }
 
+// How much output the host takes before it acknowledges at the latest.
+const (
+	AckBytes  = 128 << 10
+	AckFrames = 256
+)
+
 // EndSeen is the acknowledgement of FrameEnd, after which the guest may forget
 // the process.
 const EndSeen = math.MaxInt64

@@ -48,11 +48,24 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-// FuzzMux feeds bytes to the multiplexer as the guest could.
+// FuzzMux feeds bytes to the multiplexer as either peer could.
 func FuzzMux(f *testing.F) {
 	f.Add([]byte("\x00\x01\x00\x02\x00\x00\x00\x01\x00\x00\x00\x00"))
 	f.Add([]byte("\x00\x00\x00\x02\x00\x00\x00\x01\x00\x00\x00\x03abc"))
+	f.Add([]byte("\x00\x01\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, data []byte) {
+		guest, err := Server(&script{Reader: bytes.NewReader(data)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for {
+			s, err := guest.AcceptStream()
+			if err != nil {
+				break
+			}
+			_, _ = io.Copy(io.Discard, s)
+		}
+		guest.Close()
 		peer := &script{Reader: bytes.NewReader(data)}
 		mux, err := Client(peer)
 		if err != nil {

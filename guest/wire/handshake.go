@@ -61,7 +61,7 @@ type Ready struct {
 // that waits in the kernel. The bytes fill the body of a frame that the guest
 // may be waiting for and are no header of another; what is left of them is skipped.
 func WriteReset(w io.Writer) error {
-	_, err := w.Write(bytes.Repeat([]byte{0xff}, MaxFrame+frameHeader+2*muxHeader))
+	_, err := w.Write(bytes.Repeat([]byte{0xff}, window+muxHeader))
 	return err
 }
 

@@ -58,8 +58,8 @@ type Stdin struct {
 	WaitMS   int64  `cbor:"3,keyasint,omitempty"` // how long the process may leave them unread; 0: for ever
 }
 
-// Signal asks for a signal to a process's group, or with Tree to everything
-// that the process started.
+// Signal asks for a signal to a process's group. With Tree KILL goes to everything
+// that the process started; what a process left behind gets any signal.
 type Signal struct {
 	ID   uint64 `cbor:"1,keyasint"`
 	Name string `cbor:"2,keyasint"` // "TERM", "SIGTERM" or a number

@@ -1,10 +1,13 @@
 package wire
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -24,22 +27,25 @@ const window = 512 << 10
 
 // Client returns the host's end of the stream multiplexer on conn.
 func Client(conn io.ReadWriteCloser) (*yamux.Session, error) {
-	return yamux.Client(&guard{conn: conn}, muxConfig())
+	return yamux.Client(newGuard(conn), muxConfig())
 }
 
 // Server returns the guest's end.
 func Server(conn io.ReadWriteCloser) (*yamux.Session, error) {
-	return yamux.Server(&guard{conn: conn, accept: true}, muxConfig())
+	g := newGuard(conn)
+	g.accept = true
+	return yamux.Server(g, muxConfig())
 }
 
 func muxConfig() *yamux.Config {
 	c := yamux.DefaultConfig()
 	c.EnableKeepAlive = false // a local byte stream needs none, and an idle guest stays idle
 	c.MaxStreamWindowSize = window
-	// A paused or starved VM is not a broken one.
-	c.ConnectionWriteTimeout = 2 * time.Minute
-	c.StreamOpenTimeout = 2 * time.Minute
-	c.StreamCloseTimeout = time.Minute
+	c.ConnectionWriteTimeout = writeTimeout
+	c.StreamOpenTimeout = writeTimeout
+	// The host closes a stream when it has what it wants, and the guest then too:
+	// who is still waiting for the other after this time waits in vain.
+	c.StreamCloseTimeout = 5 * time.Second
 	c.LogOutput = io.Discard
 	return c
 }
@@ -49,63 +55,71 @@ func muxConfig() *yamux.Config {
 const (
 	muxData         = 0
 	muxWindowUpdate = 1
-	muxGoAway       = 3
 	muxSYN          = 1
 )
 
+// writeTimeout is how long a peer may read nothing while something waits to be
+// sent to it. A starved VM is not a broken one, so it is long.
+const writeTimeout = 20 * time.Second
+
 // guard sits below yamux. It refuses what yamux would take from a peer without
-// a bound (pings are answered each by a goroutine, unasked streams are queued)
-// and joins a frame's header and body into one write, since each write to a
-// virtio port is a notification of the other side.
+// a bound (pings are answered each by a goroutine, unasked streams are queued),
+// hands it whole frames only, since yamux locks a stream while it reads the rest
+// of a frame for it, and joins a frame's header and body into one write, since
+// each write to a virtio port is a notification of the other side.
 type guard struct {
 	conn   io.ReadWriteCloser
 	accept bool // the peer may open streams
 
 	// Reader state: used by yamux's one receiving goroutine.
-	head []byte
-	body uint32
+	in    *bufio.Reader
+	frame []byte // of the frame under way, what yamux has not taken yet
+	buf   []byte
 
 	// Writer state: used by yamux's one sending goroutine.
 	out  []byte
 	want int // bytes of body that must follow before out is written
 }
 
-func (g *guard) Read(p []byte) (int, error) {
-	n, err := g.conn.Read(p)
-	if cerr := g.check(p[:n]); cerr != nil {
-		return 0, cerr
-	}
-	return n, err
+func newGuard(conn io.ReadWriteCloser) *guard {
+	return &guard{conn: conn, in: bufio.NewReaderSize(conn, 4096), buf: make([]byte, muxHeader, 64<<10)}
 }
 
-func (g *guard) check(p []byte) error {
-	for len(p) > 0 {
-		if g.body > 0 {
-			skip := min(uint32(len(p)), g.body)
-			g.body -= skip
-			p = p[skip:]
-			continue
+func (g *guard) Read(p []byte) (int, error) {
+	if len(g.frame) == 0 {
+		if err := g.readFrame(); err != nil {
+			return 0, err
 		}
-		take := min(muxHeader-len(g.head), len(p))
-		g.head = append(g.head, p[:take]...)
-		p = p[take:]
-		if len(g.head) < muxHeader {
-			return nil
-		}
-		version, kind, flags, length := g.head[0], g.head[1], binary.BigEndian.Uint16(g.head[2:]), binary.BigEndian.Uint32(g.head[8:])
-		g.head = g.head[:0]
-		switch {
-		case version != 0:
-			return fmt.Errorf("multiplexer frame of version %d: %w", version, ErrProtocol)
-		case kind == muxData && length <= window:
-			g.body = length
-		case kind == muxWindowUpdate, kind == muxGoAway:
-		default:
-			return fmt.Errorf("multiplexer frame of type %d and length %d: %w", kind, length, ErrProtocol)
-		}
-		if flags&muxSYN != 0 && !g.accept {
-			return fmt.Errorf("stream opened by the peer: %w", ErrProtocol)
-		}
+	}
+	n := copy(p, g.frame)
+	g.frame = g.frame[n:]
+	return n, nil
+}
+
+// readFrame reads the next frame into buf.
+func (g *guard) readFrame() error {
+	head := g.buf[:muxHeader]
+	if _, err := io.ReadFull(g.in, head); err != nil {
+		return err
+	}
+	version, kind, flags, length := head[0], head[1], binary.BigEndian.Uint16(head[2:]), binary.BigEndian.Uint32(head[8:])
+	switch {
+	case version != 0:
+		return fmt.Errorf("multiplexer frame of version %d: %w", version, ErrProtocol)
+	case flags&muxSYN != 0 && !g.accept:
+		return fmt.Errorf("stream opened by the peer: %w", ErrProtocol)
+	case kind == muxWindowUpdate:
+		g.frame = head
+		return nil
+	case kind != muxData || length > window:
+		// Among them GoAway: the guest ends by powering off, the host by closing the port.
+		return fmt.Errorf("multiplexer frame of type %d and length %d: %w", kind, length, ErrProtocol)
+	}
+	g.buf = slices.Grow(g.buf[:muxHeader], int(length))
+	g.frame = g.buf[:muxHeader+int(length)]
+	if _, err := io.ReadFull(g.in, g.frame[muxHeader:]); err != nil {
+		g.frame = nil
+		return noEOF(err)
 	}
 	return nil
 }
@@ -119,17 +133,31 @@ func (g *guard) Write(p []byte) (int, error) {
 		}
 	}
 	if g.want == 0 {
-		return g.conn.Write(p)
+		return g.send(p)
 	}
 	g.out = append(g.out, p...)
 	g.want -= len(p)
 	if g.want > 0 {
 		return len(p), nil
 	}
-	if _, err := g.conn.Write(g.out); err != nil {
+	if _, err := g.send(g.out); err != nil {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// send writes p, within writeTimeout where the connection has deadlines.
+func (g *guard) send(p []byte) (int, error) {
+	if d, ok := g.conn.(interface{ SetWriteDeadline(time.Time) error }); ok {
+		if err := d.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+			return 0, err
+		}
+	}
+	n, err := g.conn.Write(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("the peer has not read for %v: %w", writeTimeout, err)
+	}
+	return n, err
 }
 
 func (g *guard) Close() error { return g.conn.Close() }

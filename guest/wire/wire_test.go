@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -37,7 +38,7 @@ func TestLengthsAreCheckedBeforeMemoryIsTaken(t *testing.T) {
 	require.ErrorIs(t, ReadHandshake(strings.NewReader(Magic+huge), &Announce{}), ErrTooLarge)
 	_, _, err := NewFrameReader(strings.NewReader("\x01" + huge)).Next()
 	require.ErrorIs(t, err, ErrTooLarge)
-	_, err = (&guard{conn: rw{strings.NewReader("\x00\x00\x00\x00\x00\x00\x00\x01" + huge)}}).Read(make([]byte, 64))
+	_, err = newGuard(rw{strings.NewReader("\x00\x00\x00\x00\x00\x00\x00\x01" + huge)}).Read(make([]byte, 64))
 	require.ErrorIs(t, err, ErrProtocol)
 }
 
@@ -100,7 +101,7 @@ func TestGuestCannotPingOrOpenStreams(t *testing.T) {
 
 func TestHeaderAndBodyOfAFrameGoOutInOneWrite(t *testing.T) {
 	w := &writes{}
-	g := &guard{conn: w}
+	g := newGuard(w)
 	head := "\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x05"
 	for _, part := range []string{head, "he", "llo", "\x00\x01\x00\x00\x00\x00\x00\x01\x00\x00\x01\x00"} {
 		n, err := g.Write([]byte(part))
@@ -135,4 +136,52 @@ func TestNamesThatAreNotUTF8Survive(t *testing.T) {
 	var got []FileInfo
 	require.NoError(t, Unmarshal(p, &got))
 	require.Equal(t, "a\xff\xfeb", got[0].Name)
+}
+
+// yamux reads a frame's body with the stream locked: a guest that sends half a
+// frame would hold whoever reads the stream beyond his deadline.
+func TestHalfAFrameHoldsNoReaderBeyondItsDeadline(t *testing.T) {
+	here, there := net.Pipe()
+	mux, err := Client(here)
+	require.NoError(t, err)
+	go func() { // the peer takes what comes and sends half a frame for stream 1
+		_, _ = there.Write([]byte{0, muxData, 0, 0, 0, 0, 0, 1, 0, 6, 0, 0, 'h', 'a', 'l', 'f'})
+		_, _ = io.Copy(io.Discard, there)
+	}()
+	s, err := mux.OpenStream()
+	require.NoError(t, err)
+	answered := make(chan error, 1)
+	go func() {
+		_, err := s.Read(make([]byte, 10))
+		answered <- err
+	}()
+	time.Sleep(50 * time.Millisecond) // the half frame arrives; earlier is fine too
+	require.NoError(t, s.SetDeadline(time.Unix(1, 0)))
+	select {
+	case err := <-answered:
+		require.Error(t, err)
+	case <-time.After(5 * time.Second):
+		t.Error("the reader waits for the rest of the frame")
+	}
+	there.Close()
+	mux.Close()
+}
+
+func TestPeerThatGoesAwayWithoutEndingBreaksTheProtocol(t *testing.T) {
+	_, err := newGuard(rw{strings.NewReader("\x00\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")}).Read(make([]byte, 64))
+	require.ErrorIs(t, err, ErrProtocol)
+}
+
+func TestLiveDataIsSentAsItComes(t *testing.T) {
+	source, sink := io.Pipe()
+	out, in := io.Pipe()
+	go func() { _ = SendLive(in, source); in.Close() }()
+	r := NewDataReader(out)
+	for _, word := range []string{"one", "two"} {
+		go func() { _, _ = sink.Write([]byte(word)) }()
+		got, err := r.Next()
+		require.NoError(t, err)
+		require.Equal(t, word, string(got))
+	}
+	sink.Close()
 }

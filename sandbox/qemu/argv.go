@@ -21,6 +21,7 @@ const (
 
 // Config is what distinguishes one machine from another.
 type Config struct {
+	Name        string // of the machine, for whoever lists processes
 	Binary      string // path of qemu-system-…; FindBinary finds it
 	Arch        string // "amd64" or "arm64" as in GOARCH; default this machine's
 	Accelerator Accelerator
@@ -52,7 +53,7 @@ var Ports = [numPorts]string{wire.PortControl, wire.PortFS, wire.PortSSH, wire.P
 // Argv returns QEMU's arguments without the program's name.
 func (c *Config) Argv() []string {
 	args := []string{
-		"-name", "gondolin",
+		"-name", c.Name,
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-machine", c.machine(),
 		"-cpu", c.cpu(),

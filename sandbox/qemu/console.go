@@ -6,8 +6,12 @@ import (
 	"sync"
 )
 
-// consoleBytes is how much of the end of the console is kept.
-const consoleBytes = 64 << 10
+// consoleBytes is how much of the end of the console is kept, tailLine how much
+// of a line an error shows.
+const (
+	consoleBytes = 64 << 10
+	tailLine     = 200
+)
 
 // console keeps the end of what a machine and QEMU itself print.
 type console struct {
@@ -57,5 +61,11 @@ func (c *console) tail(lines int) string {
 		return r
 	}, strings.ToValidUTF8(text, ""))
 	all := strings.Split(strings.TrimRight(text, "\n"), "\n")
-	return strings.Join(all[max(len(all)-lines, 0):], "\n")
+	all = all[max(len(all)-lines, 0):]
+	for i, line := range all {
+		if len(line) > tailLine {
+			all[i] = strings.ToValidUTF8(line[:tailLine], "") + "…"
+		}
+	}
+	return strings.Join(all, "\n")
 }
