@@ -59,7 +59,7 @@ func run() error {
 	// able to die of SIGINT.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGHUP, syscall.SIGTERM)
 	pid, err := syscall.ForkExec("/proc/self/exe", []string{"sandboxd"}, &syscall.ProcAttr{
-		Env:   []string{"GOMEMLIMIT=96MiB", "GOGC=200"},
+		Env:   []string{"GOMEMLIMIT=96MiB", "GOGC=200", "GOMAXPROCS=1"},
 		Files: []uintptr{0, 1, 2},
 	})
 	if err != nil {
