@@ -25,7 +25,7 @@ var mayImport = map[string][]string{
 	"cmd/gondolin-mcp": {"configs", "tools", "sandbox", "sandbox/qemu", "images"},
 	"tools":            {"sandbox"},
 	"configs":          {"sandbox", "images"},
-	"sandbox":          {"sandbox/qemu", "guest/wire", "guest/agent"},
+	"sandbox":          {"sandbox/qemu", "sandbox/template", "guest/wire", "guest/agent"},
 	"sandbox/qemu":     {"guest/wire"},
 	"guest":            {"guest/pid1", "guest/sandboxd"},
 	"guest/sandboxd":   {"guest/wire", "guest/pid1"},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gondolin-go/gondolin/guest/wire"
 	"github.com/gondolin-go/gondolin/sandbox/qemu"
+	"github.com/gondolin-go/gondolin/sandbox/template"
 )
 
 // Bounds of a start.
@@ -31,25 +32,16 @@ const (
 // boot starts a machine and leads it through the handshake.
 func (h *Host) boot(ctx context.Context, o Options) (*Session, error) {
 	began := time.Now()
-	for _, path := range []string{o.Image.Kernel, o.Image.Modules, o.Image.RootDisk} {
-		if _, err := os.Stat(path); err != nil {
-			return nil, fmt.Errorf("image %s is not complete: %w; build it again with `gondolin-mcp images build --force`", o.Image.ID, err)
-		}
-	}
-	initrd, err := initramfs(h.opts.CacheDir, o.Image.Modules)
+	id := newID()
+	config, err := h.machine(id, &o)
 	if err != nil {
 		return nil, err
 	}
-	id := newID()
 	dir, err := newRunDir(h.opts.RuntimeDir, id)
 	if err != nil {
 		return nil, err
 	}
 	s := newSession(ctx, h, id, dir, o)
-	config := qemu.Config{
-		Name: vmName(id), Binary: h.qemuPath, CPUs: o.Limits.CPUs, MemoryMiB: o.Limits.MemoryMiB,
-		Kernel: o.Image.Kernel, Initramfs: initrd, RootDisk: o.Image.RootDisk, Scratch: o.Root == RootCOW,
-	}
 	if err := h.bootAny(ctx, s, config); err != nil {
 		s.log.Warn("session did not start", "err", err)
 		s.cancel()
@@ -60,6 +52,21 @@ func (h *Host) boot(ctx context.Context, o Options) (*Session, error) {
 	return s, nil
 }
 
+// machine describes the machine of a session.
+func (h *Host) machine(id string, o *Options) (qemu.Config, error) {
+	for _, path := range []string{o.Image.Kernel, o.Image.Modules, o.Image.RootDisk} {
+		if _, err := os.Stat(path); err != nil {
+			return qemu.Config{}, fmt.Errorf("image %s is not complete: %w; build it again with `gondolin-mcp images build --force`", o.Image.ID, err)
+		}
+	}
+	initrd, err := h.initramfsFor(o.Image.Modules)
+	return qemu.Config{
+		Name: vmName(id), Binary: h.qemuPath, CPUs: o.Limits.CPUs, MemoryMiB: o.Limits.MemoryMiB,
+		Kernel: o.Image.Kernel, Initramfs: initrd, RootDisk: o.Image.RootDisk, Scratch: o.Root == RootCOW,
+		Cmdline: wire.CmdlineRoot + string(o.Root),
+	}, err
+}
+
 // bootAny tries the accelerators in turn.
 func (h *Host) bootAny(ctx context.Context, s *Session, c qemu.Config) error {
 	verdicts := qemu.LoadVerdicts(h.opts.CacheDir, h.qemuPath+" "+h.qemuVersion)
@@ -67,8 +74,15 @@ func (h *Host) bootAny(ctx context.Context, s *Session, c qemu.Config) error {
 	if err != nil {
 		return err
 	}
+	_, proven := verdicts.Get(list[0])
+	if proven || len(list) == 1 {
+		c.Accelerator = list[0]
+		if err := h.clone(ctx, s, c); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
 	if len(list) > 1 {
-		if _, proven := verdicts.Get(list[0]); !proven {
+		if !proven {
 			// Others wait for the verdict instead of trying the same.
 			select {
 			case h.accel <- struct{}{}:
@@ -92,7 +106,7 @@ func (h *Host) bootAny(ctx context.Context, s *Session, c qemu.Config) error {
 		verdict, proven := verdicts.Get(a)
 		unproven := i < len(list)-1 && (!proven || !verdict.Works)
 		c.Accelerator, c.Verbose = a, unproven
-		err = h.bootOnce(ctx, s, c, unproven)
+		err = h.bootOnce(ctx, s, c, start{unproven: unproven})
 		if err == nil {
 			if unproven {
 				remember(a, qemu.Verdict{Works: true})
@@ -127,15 +141,54 @@ func firstLine(s string) string {
 	return line
 }
 
+// errNoTemplate: there is none yet, which is no failure.
+var errNoTemplate = errors.New("no template")
+
+// clone makes the session's machine from a template. On failure nothing of it is left,
+// and the session may boot instead.
+func (h *Host) clone(ctx context.Context, s *Session, c qemu.Config) error {
+	t, key := h.cloneFrom(ctx, c, s.opts.Limits.DiskMiB)
+	if t == nil {
+		return errNoTemplate
+	}
+	defer t.Close()
+	err := h.bootOnce(ctx, s, c, start{template: t})
+	if err == nil {
+		s.origin = OriginCloned
+	} else if ctx.Err() == nil {
+		h.clones.discard(key)
+		s.log.Warn("the template failed: booting instead, for the next sessions too", "err", err)
+	}
+	return err
+}
+
+// start says how a machine's life begins.
+type start struct {
+	unproven bool               // nobody knows yet whether the accelerator works
+	template *template.Template // to clone; nil: boot
+}
+
 // bootOnce starts one machine. On failure nothing of it is left.
-func (h *Host) bootOnce(ctx context.Context, s *Session, c qemu.Config, unproven bool) (err error) {
-	var scratch *os.File
-	if c.Scratch {
-		if scratch, err = newScratch(ctx, h.opts.CacheDir, s.opts.Limits.DiskMiB); err != nil {
+func (h *Host) bootOnce(ctx context.Context, s *Session, c qemu.Config, from start) (err error) {
+	o := qemu.Options{Dir: s.dir.path, Logger: s.log, OnEvent: s.onEvent}
+	if from.template != nil {
+		if o.State, err = from.template.State(); err != nil {
 			return err
 		}
+		defer o.State.Close()
+		c.Memory, o.Memory = qemu.MemoryClone, from.template.Memory()
 	}
-	vm, err := qemu.Start(ctx, c, qemu.Options{Dir: s.dir.path, Scratch: scratch, Logger: s.log, OnEvent: s.onEvent})
+	switch {
+	case !c.Scratch:
+	case from.template != nil:
+		o.Scratch, err = cloneScratch(h.opts.CacheDir, from.template.Disk())
+	default:
+		o.Scratch, err = newScratch(ctx, h.opts.CacheDir, s.opts.Limits.DiskMiB)
+	}
+	if err != nil {
+		return err
+	}
+	vm, err := qemu.Start(ctx, c, o)
 	if err != nil {
 		return err
 	}
@@ -149,7 +202,13 @@ func (h *Host) bootOnce(ctx context.Context, s *Session, c qemu.Config, unproven
 		return err
 	}
 	limit := h.opts.BootTimeout
-	if unproven {
+	if from.template != nil {
+		limit = min(limit, cloneTimeout)
+		if err := vm.Continue(); err != nil {
+			return err
+		}
+	}
+	if from.unproven {
 		if err := vm.WaitAlive(ctx, aliveTimeout); err != nil {
 			return err
 		}
@@ -255,8 +314,8 @@ func (s *Session) hello() (*wire.Hello, error) {
 		return nil, fmt.Errorf("drawing entropy: %w", err)
 	}
 	return &wire.Hello{
-		Version: wire.Version, Session: s.id, UnixNano: time.Now().UnixNano(), Entropy: entropy,
+		Version: wire.Version, Session: s.id, Freshen: wire.Freshen{UnixNano: time.Now().UnixNano(), Entropy: entropy},
 		Hostname: s.opts.Hostname, MachineID: hex.EncodeToString(s.machineID[:]),
-		Root: string(s.opts.Root), Processes: s.opts.Limits.Processes,
+		Processes: s.opts.Limits.Processes,
 	}, nil
 }

@@ -35,6 +35,8 @@ type HostOptions struct {
 	Accelerator string        // "auto" (default), "kvm", "hvf", "tcg"
 	MaxSessions int           // default DefaultMaxSessions
 	BootTimeout time.Duration // from start to the guest's announcement
+	Pool        Pool          // sessions kept ready
+	NoTemplates bool          // boot every session instead of cloning a template
 	Logger      *slog.Logger  // default: discard
 }
 
@@ -44,6 +46,14 @@ type Host struct {
 	qemuPath    string
 	qemuVersion string
 	log         *slog.Logger
+
+	clones *cloner
+	pool   *pool
+
+	initramfs struct {
+		sync.Mutex
+		made map[string]string // by the path of an image's modules
+	}
 
 	accel chan struct{} // held by the one start that finds out whether an accelerator works
 
@@ -99,7 +109,13 @@ func NewHost(ctx context.Context, o HostOptions) (*Host, error) {
 		opts: o, qemuPath: path, qemuVersion: version, log: o.Logger,
 		accel: make(chan struct{}, 1), sessions: map[string]*Session{},
 	}
+	h.initramfs.made = map[string]string{}
+	if h.clones, err = newCloner(o); err != nil {
+		return nil, err
+	}
 	h.life, h.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	h.pool = newPool(h, o.Pool)
+	go h.pool.run(h.life)
 	return h, nil
 }
 
@@ -137,7 +153,10 @@ func (h *Host) Create(ctx context.Context, o Options) (*Session, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(h.life, cancel)()
-	s, err := h.boot(ctx, o)
+	s := h.pooled(ctx, o)
+	if s == nil {
+		s, err = h.boot(ctx, o)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err != nil {
@@ -150,6 +169,36 @@ func (h *Host) Create(ctx context.Context, o Options) (*Session, error) {
 	h.sessions[s.id] = s
 	s.workers.Go(s.watch)
 	return s, nil
+}
+
+// Prepare makes ready, in the background, what lets a session with these options
+// start at once: its template, and the pool if there is one.
+func (h *Host) Prepare(o Options) error {
+	o, err := o.withDefaults()
+	if err != nil {
+		return err
+	}
+	if h.opts.Pool.Size > 0 {
+		h.pool.want(o)
+		return nil
+	}
+	config, err := h.machine("template", &o)
+	if err != nil {
+		return err
+	}
+	verdicts := qemu.LoadVerdicts(h.opts.CacheDir, h.qemuPath+" "+h.qemuVersion)
+	list, _, err := qemu.Candidates(h.opts.Accelerator, verdicts)
+	if err != nil {
+		return err
+	}
+	if _, proven := verdicts.Get(list[0]); !proven && len(list) > 1 {
+		return nil // the first session finds out
+	}
+	config.Accelerator = list[0]
+	if t, _ := h.cloneFrom(h.life, config, o.Limits.DiskMiB); t != nil {
+		return t.Close()
+	}
+	return nil
 }
 
 func (h *Host) reserve() error {
@@ -213,11 +262,13 @@ func (h *Host) Close() error {
 	h.mu.Unlock()
 	h.cancel()
 	h.making.Wait()
+	<-h.pool.done
 	var wg sync.WaitGroup
 	for _, s := range h.Sessions() {
 		wg.Go(func() { s.end("the host is closing") })
 	}
 	wg.Wait()
+	h.clones.close()
 	return nil
 }
 

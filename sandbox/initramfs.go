@@ -14,6 +14,23 @@ import (
 	"github.com/gondolin-go/gondolin/guest/agent"
 )
 
+// initramfsFor returns the initramfs of an image, which is made and compared once in
+// the life of a host: both files are named by their content.
+func (h *Host) initramfsFor(modules string) (string, error) {
+	h.initramfs.Lock()
+	defer h.initramfs.Unlock()
+	if path := h.initramfs.made[modules]; path != "" {
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	path, err := initramfs(h.opts.CacheDir, modules)
+	if err == nil {
+		h.initramfs.made[modules] = path
+	}
+	return path, err
+}
+
 // initramfs returns the path of an initramfs made of an image's modules and
 // this program's guest agent, and makes it when it is not there yet. The kernel takes
 // several cpio archives in a row (Documentation/driver-api/early-userspace/buffer-format.rst).

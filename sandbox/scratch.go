@@ -25,29 +25,38 @@ func newScratch(ctx context.Context, cacheDir string, mib int) (*os.File, error)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the scratch directory: %w", err)
 	}
+	empty, err := openEmpty(ctx, dir, mib)
+	if err != nil {
+		return nil, err
+	}
+	defer empty.Close()
+	return cloneScratch(cacheDir, empty)
+}
+
+// cloneScratch returns a copy of a scratch disk.
+func cloneScratch(cacheDir string, from *os.File) (*os.File, error) {
+	dir := filepath.Join(cacheDir, "scratch")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the scratch directory: %w", err)
+	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err == nil && uint64(st.Bavail)*uint64(st.Bsize) < minFree {
 		return nil, fmt.Errorf("only %d MiB are free in %s and a session needs %d: make room, or use root mode memory",
 			uint64(st.Bavail)*uint64(st.Bsize)>>20, dir, minFree>>20)
 	}
-	template, err := openTemplate(ctx, dir, mib)
-	if err != nil {
-		return nil, err
-	}
-	defer template.Close()
 	f, err := unnamedFile(dir)
 	if err != nil {
 		return nil, fmt.Errorf("making a scratch disk in %s: %w", dir, err)
 	}
-	if err := copySparse(f, template); err != nil {
+	if err := copySparse(f, from); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("making a scratch disk in %s: %w", dir, err)
 	}
 	return f, nil
 }
 
-// openTemplate opens the empty file system of a size, made once with mke2fs.
-func openTemplate(ctx context.Context, dir string, mib int) (*os.File, error) {
+// openEmpty opens the empty file system of a size, made once with mke2fs.
+func openEmpty(ctx context.Context, dir string, mib int) (*os.File, error) {
 	path := filepath.Join(dir, fmt.Sprintf("empty-%d.ext4", mib))
 	if f, err := os.Open(path); err == nil || !errors.Is(err, os.ErrNotExist) {
 		return f, err
@@ -133,4 +142,13 @@ func unlinkedFile(dir string) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// reopen returns another descriptor of f, for an owner of its own.
+func reopen(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("duplicating a descriptor: %w", err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }

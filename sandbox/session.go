@@ -25,9 +25,10 @@ type Session struct {
 	created   time.Time
 
 	// Set before the session is handed out, then constant.
-	vm    *qemu.VM
-	accel qemu.Accelerator
-	boot  time.Duration
+	vm     *qemu.VM
+	accel  qemu.Accelerator
+	origin Origin
+	boot   time.Duration
 
 	life    context.Context // ends when the session closes
 	cancel  context.CancelFunc
@@ -48,7 +49,7 @@ type Session struct {
 func newSession(ctx context.Context, h *Host, id string, dir *runDir, o Options) *Session {
 	s := &Session{
 		host: h, id: id, dir: dir, opts: o, log: h.log.With("session", id),
-		created: time.Now(), lastUsed: time.Now(), muxReady: make(chan struct{}), gone: make(chan struct{}),
+		origin: OriginBooted, created: time.Now(), lastUsed: time.Now(), muxReady: make(chan struct{}), gone: make(chan struct{}),
 	}
 	s.life, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	_, _ = rand.Read(s.machineID[:]) // cannot fail since Go 1.24
@@ -65,7 +66,7 @@ func (s *Session) Info() Info {
 	i := Info{
 		ID: s.id, Label: s.opts.Label, State: StateRunning, Reason: s.reason, Created: s.created, LastUsed: s.lastUsed,
 		Image: s.opts.Image.ID, Accelerator: string(s.accel), Root: s.opts.Root, Limits: s.opts.Limits,
-		Processes: s.running, Boot: s.boot,
+		Processes: s.running, Boot: s.boot, Origin: s.origin,
 	}
 	if s.reason != "" {
 		i.State = StateClosed

@@ -74,7 +74,18 @@ type Info struct {
 	Limits      Limits
 	Processes   int // commands that run now
 	Boot        time.Duration
+	Origin      Origin
 }
+
+// Origin says how a session's machine came to be.
+type Origin string
+
+// The origins.
+const (
+	OriginBooted Origin = "booted"
+	OriginCloned Origin = "cloned" // from a template
+	OriginPooled Origin = "pooled" // cloned before it was asked for
+)
 
 // Command describes one process to run in the guest. Exactly one of Argv and
 // Shell must be set.

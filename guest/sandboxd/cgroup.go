@@ -39,18 +39,15 @@ type cgroup struct {
 	owner *process // the command it is for; nil once it was recycled
 }
 
-// setupCgroups makes the common cgroup with its limits. Memory is limited a
+// setupCgroups makes the common cgroup with its limit of memory. Memory is limited a
 // little below the machine's, so that a command that takes all of it is ended
 // and the agent survives.
-func setupCgroups(processes int) error {
+func setupCgroups() error {
 	if err := os.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", []byte("+pids +memory"), 0); err != nil {
 		return fmt.Errorf("enabling cgroup controllers: %w", err)
 	}
 	if err := os.Mkdir(cgroupRoot, 0o755); err != nil && !os.IsExist(err) {
 		return fmt.Errorf("making the cgroup of commands: %w", err)
-	}
-	if err := os.WriteFile(cgroupRoot+"/pids.max", []byte(strconv.Itoa(processes)), 0); err != nil {
-		return fmt.Errorf("limiting processes: %w", err)
 	}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
@@ -60,6 +57,14 @@ func setupCgroups(processes int) error {
 	limit := total - max(total/32, 24<<20)
 	if err := os.WriteFile(cgroupRoot+"/memory.max", []byte(strconv.FormatUint(limit, 10)), 0); err != nil {
 		return fmt.Errorf("limiting memory: %w", err)
+	}
+	return nil
+}
+
+// limitProcesses bounds the processes and threads of all commands together.
+func limitProcesses(n int) error {
+	if err := os.WriteFile(cgroupRoot+"/pids.max", []byte(strconv.Itoa(n)), 0); err != nil {
+		return fmt.Errorf("limiting processes: %w", err)
 	}
 	return nil
 }

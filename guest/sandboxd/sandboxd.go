@@ -40,6 +40,7 @@ func Main(ctx context.Context, version string) {
 
 type agent struct {
 	announce wire.Announce
+	readonly bool // the root file system
 	settled  bool
 	procs    *table
 	files    files
@@ -48,11 +49,15 @@ type agent struct {
 func run(ctx context.Context, version string) error {
 	// Its name for ps; it would be that of /proc/self/exe.
 	_ = os.WriteFile("/proc/self/comm", []byte("sandboxd"), 0)
+	readonly, err := prepare(ctx)
+	if err != nil {
+		return err
+	}
 	port, err := waitPort(wire.PortControl)
 	if err != nil {
 		return err
 	}
-	a := &agent{announce: wire.Announce{Version: wire.Version, Agent: version, Kernel: kernelRelease()}, procs: newTable()}
+	a := &agent{readonly: readonly, announce: wire.Announce{Version: wire.Version, Agent: version, Kernel: kernelRelease()}, procs: newTable()}
 	for {
 		if err := a.handshake(port); err != nil {
 			return err
@@ -101,13 +106,13 @@ func (a *agent) apply(h *wire.Hello) error {
 	if h.Version != wire.Version {
 		return fmt.Errorf("the host speaks protocol version %d and this guest %d; start the session with the guest that comes with the host", h.Version, wire.Version)
 	}
-	if err := freshen(h); err != nil {
+	if err := freshen(&h.Freshen); err != nil {
 		return err
 	}
 	if a.settled {
 		return nil
 	}
-	if err := settle(h); err != nil {
+	if err := settle(h, a.readonly); err != nil {
 		return err
 	}
 	a.settled, a.announce.Session = true, h.Session
@@ -174,6 +179,14 @@ func (a *agent) answer(ctx context.Context, stream net.Conn) {
 		call(stream, &req, a.signal)
 	case wire.OpResize:
 		call(stream, &req, a.resize)
+	case wire.OpFreshen:
+		serve(stream, &req, func(m *wire.Freshen) *wire.Error {
+			if err := freshen(m); err != nil {
+				return badRequest("%v", err)
+			}
+			_ = wire.SendReply(stream, nil, nil)
+			return nil
+		})
 	case wire.OpJobs:
 		call(stream, &req, func(*struct{}) (any, *wire.Error) { return wire.Jobs{Jobs: a.procs.list()}, nil })
 	case wire.OpOutput:

@@ -3,10 +3,13 @@
 package sandboxd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -21,11 +24,11 @@ const (
 	newRoot       = "/newroot"
 )
 
-// freshen applies what every Hello carries: the clock, which stood still while
-// the VM was stopped, and entropy, which it shared with its clones.
-func freshen(h *wire.Hello) error {
+// freshen applies the clock, which stood still while the VM was stopped, and
+// entropy, which it shared with its clones.
+func freshen(h *wire.Freshen) error {
 	if len(h.Entropy) != wire.EntropySize {
-		return fmt.Errorf("hello carries %d bytes of entropy, not %d", len(h.Entropy), wire.EntropySize)
+		return fmt.Errorf("the host sent %d bytes of entropy, not %d", len(h.Entropy), wire.EntropySize)
 	}
 	now := unix.NsecToTimespec(h.UnixNano)
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &now); err != nil {
@@ -56,27 +59,64 @@ func seed(entropy []byte) error {
 	return nil
 }
 
-// settle gives the machine the session's root and names. It runs once, before
-// any command.
-func settle(h *wire.Hello) error {
-	if err := mountSessionRoot(h.Root); err != nil {
-		return err
+// prepare does what no session differs in, before the announcement: a machine that
+// is stopped there need not do it again in each of its clones.
+func prepare(ctx context.Context) (readonly bool, err error) {
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return false, err
+	}
+	mode, warm := wire.RootCOW, false
+	for _, word := range strings.Fields(string(line)) {
+		if m, ok := strings.CutPrefix(word, wire.CmdlineRoot); ok {
+			mode = m
+		}
+		warm = warm || word == wire.CmdlineWarm
+	}
+	if err := mountSessionRoot(mode); err != nil {
+		return false, err
 	}
 	if err := enterRoot(); err != nil {
-		return err
+		return false, err
 	}
+	if err := loopbackUp(); err != nil {
+		return false, err
+	}
+	if err := setupCgroups(); err != nil {
+		return false, err
+	}
+	if warm {
+		warmUp(ctx)
+	}
+	return mode == wire.RootReadOnly, nil
+}
+
+// warmUp runs what commands use first, so that its files are in the page cache.
+// An image may have none of it.
+func warmUp(ctx context.Context) {
+	for _, argv := range [][]string{
+		{"/bin/true"}, {"/bin/bash", "-c", "ls -l / | cat > /dev/null"}, {"/bin/sh", "-c", ":"},
+		{"/usr/bin/git", "--version"}, {"/usr/bin/python3", "-c", "import os, re, json"},
+	} {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+		cmd.Env = []string{"PATH=" + defaultPath}
+		_ = cmd.Run()
+		cancel()
+	}
+}
+
+// settle gives the machine the session's names. It runs once, before any command.
+func settle(h *wire.Hello, readonly bool) error {
 	if err := unix.Sethostname([]byte(h.Hostname)); err != nil {
 		return fmt.Errorf("setting the host name: %w", err)
 	}
-	if err := loopbackUp(); err != nil {
-		return err
-	}
-	if h.Root != wire.RootReadOnly {
+	if !readonly {
 		if err := writeNames(h); err != nil {
 			return err
 		}
 	}
-	return setupCgroups(h.Processes)
+	return limitProcesses(h.Processes)
 }
 
 // mountSessionRoot puts the writable layer over the root disk.

@@ -34,21 +34,30 @@ type Announce struct {
 
 // Hello is the host's answer.
 type Hello struct {
-	Version   int    `cbor:"1,keyasint"`
-	Session   string `cbor:"2,keyasint"`
-	UnixNano  int64  `cbor:"3,keyasint"` // wall clock of the host
-	Entropy   []byte `cbor:"4,keyasint"` // EntropySize random bytes
+	Version int    `cbor:"1,keyasint"`
+	Session string `cbor:"2,keyasint"`
+	Freshen
 	Hostname  string `cbor:"5,keyasint"`
 	MachineID string `cbor:"6,keyasint"` // 32 lower-case hexadecimal digits, machine-id(5)
-	Root      string `cbor:"7,keyasint"` // RootCOW, RootMemory or RootReadOnly
-	Processes int    `cbor:"8,keyasint"` // limit of processes and threads of all commands
+	Processes int    `cbor:"7,keyasint"` // limit of processes and threads of all commands
 }
 
-// Root modes as they stand in Hello.
+// Freshen is what a machine lacks that stood still, or that shares its past with
+// another; part of each Hello, and OpFreshen.
+type Freshen struct {
+	UnixNano int64  `cbor:"3,keyasint"` // wall clock of the host
+	Entropy  []byte `cbor:"4,keyasint"` // EntropySize random bytes
+}
+
+// Words on the kernel's command line that are for the guest's agent.
 const (
-	RootCOW      = "cow"
-	RootMemory   = "memory"
-	RootReadOnly = "readonly"
+	// CmdlineRoot is followed by where writes to the root file system go.
+	CmdlineRoot  = "gondolin.root="
+	RootCOW      = "cow"      // to the second disk
+	RootMemory   = "memory"   // to memory
+	RootReadOnly = "readonly" // nowhere
+	// CmdlineWarm makes the agent run what commands use first before it announces itself.
+	CmdlineWarm = "gondolin.warm"
 )
 
 // Ready ends the handshake.

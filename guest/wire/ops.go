@@ -20,6 +20,7 @@ const (
 	OpJobs    Op = "jobs"
 	OpOutput  Op = "output"
 	OpRelease Op = "release"
+	OpFreshen Op = "freshen"
 
 	OpStat    Op = "stat"
 	OpReadDir Op = "readdir"

@@ -31,19 +31,54 @@ type Config struct {
 	Initramfs   string
 	RootDisk    string
 	Scratch     bool   // a second, writable disk; see Options.Scratch
+	Memory      Memory // where the machine's memory is
 	Verbose     bool   // let the kernel talk from its first moment on
 	Cmdline     string // appended to the kernel's command line
 }
 
-// Descriptors that Start hands to QEMU, in this order from 3 on.
+// Memory says where a machine's memory is and how its life begins.
+type Memory string
+
+// The kinds of memory.
+const (
+	MemoryOwn    Memory = ""       // QEMU's own; the machine boots
+	MemoryShared Memory = "shared" // Options.Memory itself; the machine boots
+	// MemoryClone is a private copy of Options.Memory, made page by page as the machine writes.
+	// The machine is loaded from Options.State and stands still until Continue.
+	MemoryClone Memory = "clone"
+	// MemoryLoad is QEMU's own, and the machine is loaded from Options.State with its memory.
+	MemoryLoad Memory = "load"
+)
+
+func (m Memory) loaded() bool { return m == MemoryClone || m == MemoryLoad }
+func (m Memory) file() bool   { return m == MemoryShared || m == MemoryClone }
+
+// Descriptors that Start hands to QEMU, in this order from 3 on; what a machine
+// does not have takes no number.
 const (
 	fdKernel = 3 + iota
 	fdInitramfs
 	fdRoot
 	fdQMP
-	fdPorts   // one each of Ports
-	fdScratch = fdPorts + numPorts
+	fdPorts // one each of Ports
+	fdMore  = fdPorts + numPorts
 )
+
+func (c *Config) fdScratch() int { return fdMore }
+
+func (c *Config) fdMemory() int {
+	if c.Scratch {
+		return fdMore + 1
+	}
+	return fdMore
+}
+
+func (c *Config) fdState() int {
+	if c.Memory.file() {
+		return c.fdMemory() + 1
+	}
+	return c.fdMemory()
+}
 
 const numPorts = 4
 
@@ -71,7 +106,7 @@ func (c *Config) Argv() []string {
 	args = append(args, disk("root", fdRoot, 1, "on", "")...)
 	if c.Scratch {
 		// Nothing on this disk outlives the session: no flush is worth its time.
-		args = append(args, disk("scratch", fdScratch, 2, "off", ",cache.no-flush=on,discard=unmap")...)
+		args = append(args, disk("scratch", c.fdScratch(), 2, "off", ",cache.no-flush=on,discard=unmap")...)
 	}
 	args = append(args, "-device", fmt.Sprintf("virtio-serial-pci,max_ports=%d", numPorts+1))
 	for i, name := range Ports {
@@ -79,18 +114,32 @@ func (c *Config) Argv() []string {
 			"-chardev", fmt.Sprintf("socket,id=port%d,fd=%d,server=on,wait=off", i, fdPorts+i),
 			"-device", fmt.Sprintf("virtserialport,chardev=port%d,nr=%d,name=%s", i, i+1, name))
 	}
+	if c.Memory.file() {
+		share := "on"
+		if c.Memory == MemoryClone {
+			share = "off"
+		}
+		args = append(args, "-object", fmt.Sprintf("memory-backend-file,id=memory,size=%dM,mem-path=%s,share=%s", c.MemoryMiB, fdPath(c.fdMemory()), share))
+	}
+	if c.Memory.loaded() {
+		args = append(args, "-incoming", "defer", "-S")
+	}
 	return args
 }
 
 func (c *Config) arm() bool { return c.Arch == "arm64" || c.Arch == "" && runtime.GOARCH == "arm64" }
 
 func (c *Config) machine() string {
+	memory := ""
+	if c.Memory.file() {
+		memory = ",memory-backend=memory"
+	}
 	if c.arm() {
-		return "virt,accel=" + string(c.Accelerator)
+		return "virt,accel=" + string(c.Accelerator) + memory
 	}
 	// No legacy device that a Linux guest would have to probe for. (graphics=off would
 	// make the firmware talk on the console: not a sign of the guest's life.)
-	return "q35,accel=" + string(c.Accelerator) + ",usb=off,vmport=off,smbus=off,sata=off,hpet=off,i8042=off"
+	return "q35,accel=" + string(c.Accelerator) + ",usb=off,vmport=off,smbus=off,sata=off,hpet=off,i8042=off" + memory
 }
 
 // cpu returns the processor model. Under TCG an x86 does without ERMS and FSRM,

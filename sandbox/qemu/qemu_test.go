@@ -20,10 +20,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestArgumentsAreAsReviewed(t *testing.T) {
 	for name, c := range map[string]Config{
-		"tcg-cow":    {Arch: "amd64", Accelerator: TCG, CPUs: 2, MemoryMiB: 2048, Scratch: true},
-		"tcg-memory": {Arch: "amd64", Accelerator: TCG, CPUs: 1, MemoryMiB: 256},
-		"kvm-probe":  {Arch: "amd64", Accelerator: KVM, CPUs: 4, MemoryMiB: 1024, Scratch: true, Verbose: true},
-		"hvf":        {Arch: "arm64", Accelerator: HVF, CPUs: 2, MemoryMiB: 1024, Scratch: true, Cmdline: "extra=1"},
+		"tcg-cow":      {Arch: "amd64", Accelerator: TCG, CPUs: 2, MemoryMiB: 2048, Scratch: true},
+		"tcg-memory":   {Arch: "amd64", Accelerator: TCG, CPUs: 1, MemoryMiB: 256},
+		"kvm-probe":    {Arch: "amd64", Accelerator: KVM, CPUs: 4, MemoryMiB: 1024, Scratch: true, Verbose: true},
+		"tcg-template": {Arch: "amd64", Accelerator: TCG, CPUs: 2, MemoryMiB: 2048, Scratch: true, Memory: MemoryShared},
+		"tcg-clone":    {Arch: "amd64", Accelerator: TCG, CPUs: 2, MemoryMiB: 2048, Memory: MemoryClone},
+		"tcg-load":     {Arch: "amd64", Accelerator: TCG, CPUs: 2, MemoryMiB: 2048, Scratch: true, Memory: MemoryLoad},
+		"hvf":          {Arch: "arm64", Accelerator: HVF, CPUs: 2, MemoryMiB: 1024, Scratch: true, Cmdline: "extra=1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.Name = "gondolin"

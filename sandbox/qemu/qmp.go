@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -72,6 +74,11 @@ func (q *qmp) read() {
 
 // execute runs one command and decodes its result into out, which may be nil.
 func (q *qmp) execute(command string, args, out any) error {
+	return q.executeWith(command, args, out, nil)
+}
+
+// executeWith is execute with a descriptor that goes along; getfd of the protocol takes it.
+func (q *qmp) executeWith(command string, args, out any, pass *os.File) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	msg, err := json.Marshal(struct {
@@ -88,7 +95,7 @@ func (q *qmp) execute(command string, args, out any) error {
 	if err := q.conn.SetWriteDeadline(time.Now().Add(qmpTimeout)); err != nil {
 		return fmt.Errorf("qmp %s: %w", command, err)
 	}
-	if _, err := q.conn.Write(append(msg, '\n')); err != nil {
+	if err := q.send(append(msg, '\n'), pass); err != nil {
 		return fmt.Errorf("qmp %s: %w", command, err)
 	}
 	r, err := q.reply()
@@ -101,6 +108,19 @@ func (q *qmp) execute(command string, args, out any) error {
 		return nil
 	}
 	return json.Unmarshal(r.Return, out)
+}
+
+func (q *qmp) send(msg []byte, pass *os.File) error {
+	if pass == nil {
+		_, err := q.conn.Write(msg)
+		return err
+	}
+	unix, ok := q.conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("the monitor takes no descriptors")
+	}
+	_, _, err := unix.WriteMsgUnix(msg, syscall.UnixRights(int(pass.Fd())), nil)
+	return err
 }
 
 func (q *qmp) reply() (qmpReply, error) {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 )
@@ -18,6 +19,8 @@ import (
 type Options struct {
 	Dir     string   // existing directory of mode 0700 for the ports' sockets
 	Scratch *os.File // the scratch disk if Config.Scratch; the VM closes it
+	Memory  *os.File // if Config.Memory is a file; stays the caller's
+	State   *os.File // to load from if Config.Memory says so; stays the caller's
 	Logger  *slog.Logger
 	OnEvent func(Event) // called from one goroutine; must not block
 }
@@ -74,6 +77,12 @@ func Start(ctx context.Context, c Config, o Options) (_ *VM, err error) {
 	if c.Scratch {
 		files = append(files, o.Scratch)
 	}
+	if c.Memory.file() {
+		files = append(files, o.Memory)
+	}
+	if c.Memory.loaded() {
+		files = append(files, o.State)
+	}
 
 	vm := &VM{dir: o.Dir, console: newConsole(), log: o.Logger, done: make(chan struct{})}
 	err = vm.spawn(ctx, &c, files)
@@ -90,6 +99,12 @@ func Start(ctx context.Context, c Config, o Options) (_ *VM, err error) {
 	if err := vm.qmp.execute("qmp_capabilities", nil, nil); err != nil {
 		vm.Close()
 		return nil, fmt.Errorf("QEMU did not start: %w: %s", errors.Join(vm.Err(), err), vm.ConsoleTail(4))
+	}
+	if c.Memory.loaded() {
+		if err := vm.load(ctx, &c); err != nil {
+			vm.Close()
+			return nil, fmt.Errorf("loading the machine's state: %w: %s", errors.Join(vm.Err(), err), vm.ConsoleTail(4))
+		}
 	}
 	return vm, nil
 }
@@ -185,6 +200,36 @@ func (vm *VM) Close() {
 			_ = os.Remove(filepath.Join(vm.dir, name))
 		}
 	})
+}
+
+// WaitOpen waits until the guest has opened a port, at most limit.
+func (vm *VM) WaitOpen(ctx context.Context, port string, limit time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the guest did not open port %s within %v", port, limit))
+	defer cancel()
+	label := fmt.Sprintf("port%d", slices.Index(Ports[:], port))
+	tick := time.NewTicker(10 * time.Millisecond) // there is no event for it
+	defer tick.Stop()
+	for {
+		var devices []struct {
+			Label string `json:"label"`
+			Open  bool   `json:"frontend-open"`
+		}
+		if err := vm.qmp.execute("query-chardev", nil, &devices); err != nil {
+			return err
+		}
+		for _, d := range devices {
+			if d.Label == label && d.Open {
+				return nil
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-vm.done:
+			return vm.exit
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // WaitAlive waits for the guest's first sign of life, at most limit.
