@@ -129,7 +129,16 @@ func TestEveryMistakeInAFileIsNamedWithLineKeyAndRemedy(t *testing.T) {
 		{"days", "limits:\n  wall: 2d", `config.yaml:3: limits.wall: "2d": days are not known, write 48h`},
 		{"no duration", "limits:\n  wall: soon", `config.yaml:3: limits.wall: "soon" is no duration: write it like 30s, 15m or 2h`},
 		{"negative duration", "limits:\n  wall: -1h", `config.yaml:3: limits.wall: "-1h" is negative`},
-		{"too short", "limits:\n  idle: 1ms", `config.yaml:3: limits.idle: "1ms" is out of range: use at least 1s`},
+		{"too short", "limits:\n  idle: 1ms", `config.yaml:3: limits.idle: "1ms" is out of range: use 1s to 8760h, or never`},
+		{"absurd duration", "limits:\n  wall: 1000000h", `config.yaml:3: limits.wall: "1000000h" is out of range: use 1s to 8760h, or never`},
+		{"absurd boot", "qemu:\n  boot_timeout: 2h", `config.yaml:3: qemu.boot_timeout: "2h" is out of range: use 1s to 1h`},
+		{"user of three parts", "session:\n  user: a:b:c", `config.yaml:3: session.user: "a:b:c" is no user: use a name or a uid, and after a colon a group if you like, such as node, 1000 or 1000:1000`},
+		{"user without a name", "session:\n  user: \":0\"", `config.yaml:3: session.user: ":0" is no user: use a name or a uid, and after a colon a group if you like, such as node, 1000 or 1000:1000`},
+		{"negative user", "session:\n  user: -1", `config.yaml:3: session.user: "-1" is no user: use a name or a uid, and after a colon a group if you like, such as node, 1000 or 1000:1000`},
+		{"uid that is none", "session:\n  user: 4294967295", `config.yaml:3: session.user: "4294967295" is no user: a uid or gid is below 4294967295`},
+		{"long socket path", "paths:\n  runtime: /" + strings.Repeat("r", 60), `config.yaml:3: paths.runtime: "/` + strings.Repeat("r", 59) + `…" has 61 bytes, and at most 60 leave room for the sockets in it: choose a shorter one`},
+		{"relative socket path", "paths:\n  runtime: run", `config.yaml:3: paths.runtime: "run" is a relative path: make it absolute or begin it with ~/`},
+		{"tabs", "limits:\n\tcpus: 2", "config.yaml:3: tabs are not allowed for indentation: use spaces, two for each step"},
 		{"never where it cannot be", "exec:\n  timeout_max: never", "config.yaml:3: exec.timeout_max: it cannot be never: give a duration"},
 		{"misspelt choice", "session:\n  root: memry", `config.yaml:3: session.root: "memry" is unknown, use cow, memory, readonly: did you mean memory?`},
 		{"host name", "session:\n  hostname: a_b", `config.yaml:3: session.hostname: "a_b" is no host name: use 1 to 63 letters, digits and inner hyphens`},
@@ -420,31 +429,4 @@ func TestErrorIsTheOnlyErrorOfLoad(t *testing.T) {
 	_, err := load(t, "nonsense", nil)
 	var e *Error
 	assert.True(t, errors.As(err, &e))
-}
-
-func FuzzLoad(f *testing.F) {
-	for _, name := range Examples() {
-		b, err := Example(name)
-		require.NoError(f, err)
-		f.Add(b)
-	}
-	for _, s := range []string{"", "version: 1", "a: &a [*a]", "? {a: b}\n: c", "!!binary x", "{", "- - - -", "\"\\x00\": 1", "version: 1\nsession: {env: {A: !!null x}}", "---\n---\n", "<<: *x", "%YAML 9.9\n---\n"} {
-		f.Add([]byte(s))
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		c, err := newLoader(Sources{}).load("config.yaml", data)
-		if err != nil {
-			var e *Error
-			require.ErrorAs(t, err, &e)
-			require.NotEmpty(t, e.Problems)
-			require.LessOrEqual(t, len(err.Error()), maxProblems*1500)
-			return
-		}
-		text, err := c.YAML(true)
-		require.NoError(t, err)
-		again, err := newLoader(Sources{}).load("config.yaml", text)
-		require.NoError(t, err, "%s", text)
-		again.origins = c.origins
-		require.Equal(t, c, again)
-	})
 }

@@ -58,6 +58,10 @@ func (f *fileLayer) parse(data []byte) *yaml.Node {
 			m = []string{"", ""}
 		}
 		line, _ := strconv.Atoi(m[1])
+		if tab := tabbedLine(data); tab > 0 {
+			f.bad(tab, "", "tabs are not allowed for indentation", "use spaces, two for each step")
+			return nil
+		}
 		f.bad(line, "", "this is not YAML", strings.TrimPrefix(err.Error(), m[0]))
 		return nil
 	}
@@ -77,6 +81,19 @@ func (f *fileLayer) parse(data []byte) *yaml.Node {
 		return nil
 	}
 	return top
+}
+
+// tabbedLine is the first line that is indented with a tab, or 0. It is asked only
+// about what is no YAML: in the text of a block a tab may well stand there.
+func tabbedLine(data []byte) int {
+	n := 0
+	for line := range bytes.Lines(data) {
+		n++
+		if bytes.HasPrefix(bytes.TrimLeft(line, " "), []byte("\t")) && len(bytes.TrimSpace(line)) > 0 {
+			return n
+		}
+	}
+	return 0
 }
 
 // section reads the keys of one block; path is "" at the top.

@@ -3,9 +3,12 @@ package configs
 import (
 	"errors"
 	"fmt"
+	"math"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -68,7 +71,33 @@ func limit[T ~int](fill func(*sandbox.Limits, int)) func(any, string) string {
 	}
 }
 
+// year is the longest time that makes sense, in seconds.
+const year = 365 * 24 * 3600
+
 var hostnameForm = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$`)
+
+var userForm = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_.@-]{0,63}\$?|[0-9]{1,10})(:([A-Za-z_][A-Za-z0-9_.@-]{0,63}\$?|[0-9]{1,10}))?$`)
+
+// checkUser looks at the form alone: who exists is for the image to say.
+func checkUser(v any, text string) string {
+	name := v.(string)
+	if name == "" {
+		return ""
+	}
+	if !userForm.MatchString(name) {
+		return quote(text) + " is no user: use a name or a uid, and after a colon a group if you like, such as node, 1000 or 1000:1000"
+	}
+	for part := range strings.SplitSeq(name, ":") {
+		if n, err := strconv.ParseUint(part, 10, 64); err == nil && n >= math.MaxUint32 {
+			return quote(text) + " is no user: a uid or gid is below 4294967295"
+		}
+	}
+	return ""
+}
+
+// runtimeMost is what a socket's path leaves for the directory: the kernel takes
+// 107 bytes, on macOS 103, and the session and the port have their names below it.
+const runtimeMost = 60
 
 // keys are all keys, in the order in which they are shown. `version` belongs to
 // files alone and is read apart.
@@ -84,7 +113,7 @@ var keys = []*key{
 		}
 		return ""
 	}},
-	{path: "session.user", flag: "user", kind: kindText, def: "", help: "user of commands: a name or uid[:gid] (default: the image's, or root)"},
+	{path: "session.user", flag: "user", kind: kindText, def: "", help: "user of commands unless a call names one: a name or uid[:gid] (default: the image's, or root)", check: checkUser},
 	{path: "session.dir", flag: "dir", kind: kindText, def: "", help: "working directory in the machine (default: the image's, or /root)", check: func(v any, text string) string {
 		if s := v.(string); s != "" && !strings.HasPrefix(s, "/") {
 			return quote(text) + " is not absolute: it is a path in the machine and begins with /"
@@ -101,15 +130,15 @@ var keys = []*key{
 		check: limit[Size](func(l *sandbox.Limits, n int) { l.DiskMiB = n })},
 	{path: "limits.processes", flag: "processes", kind: kindInt, def: sandbox.DefaultLimits.Processes, help: "processes and threads of a session",
 		check: limit[int](func(l *sandbox.Limits, n int) { l.Processes = n })},
-	{path: "limits.wall", flag: "wall", kind: kindDuration, never: true, low: 1, def: Duration(sandbox.DefaultLimits.Wall), help: "age at which a session ends"},
-	{path: "limits.idle", flag: "idle", kind: kindDuration, never: true, low: 1, def: Duration(sandbox.DefaultLimits.Idle), help: "time without a call after which a session ends"},
+	{path: "limits.wall", flag: "wall", kind: kindDuration, never: true, low: 1, high: year, def: Duration(sandbox.DefaultLimits.Wall), help: "age at which a session ends"},
+	{path: "limits.idle", flag: "idle", kind: kindDuration, never: true, low: 1, high: year, def: Duration(sandbox.DefaultLimits.Idle), help: "time without a call after which a session ends"},
 
 	{path: "sessions.max", flag: "max-sessions", kind: kindInt, low: 1, high: 1000, def: sandbox.DefaultMaxSessions, help: "sessions that may exist at once"},
-	{path: "exec.timeout_max", flag: "max-timeout", kind: kindDuration, low: 1, def: Duration(time.Hour), help: "longest time that an agent may give a command"},
+	{path: "exec.timeout_max", flag: "max-timeout", kind: kindDuration, low: 1, high: year, def: Duration(time.Hour), help: "longest time that an agent may give a command"},
 
 	{path: "qemu.binary", flag: "qemu", kind: kindText, def: "", help: "name or path of QEMU (default: by architecture)"},
 	{path: "qemu.accelerator", flag: "accelerator", kind: kindEnum, def: "auto", values: []string{"auto", "kvm", "hvf", "tcg"}, help: "auto, kvm, hvf or tcg; auto finds out what works"},
-	{path: "qemu.boot_timeout", flag: "boot-timeout", kind: kindDuration, low: 1, def: Duration(sandbox.DefaultBootTimeout), help: "time that a machine has to boot"},
+	{path: "qemu.boot_timeout", flag: "boot-timeout", kind: kindDuration, low: 1, high: 3600, def: Duration(sandbox.DefaultBootTimeout), help: "time that a machine has to boot"},
 
 	{path: "paths.cache", flag: "cache-dir", kind: kindPath, def: "", help: "directory of images and other things that can be made again"},
 	{path: "paths.runtime", flag: "runtime-dir", kind: kindPath, def: "", help: "directory of sockets, at most 60 bytes long"},
@@ -127,7 +156,11 @@ func fallback(path string) string {
 	case "paths.cache":
 		return filepath.Join(xdg.CacheHome, "gondolin")
 	case "paths.runtime":
-		return sandbox.DefaultRuntimeDir()
+		if dir := sandbox.DefaultRuntimeDir(); filepath.IsAbs(dir) {
+			return dir
+		}
+		// A relative XDG_RUNTIME_DIR is to be ignored, says the XDG specification.
+		return filepath.Join(os.TempDir(), fmt.Sprintf("gondolin-%d", os.Getuid()))
 	}
 	return ""
 }
@@ -197,8 +230,13 @@ func (k *key) judge(v any, text string) string {
 		if v == Never && !k.never {
 			return "it cannot be never: give a duration"
 		}
-		if v != Never && v < Duration(time.Duration(k.low)*time.Second) {
-			return fmt.Sprintf("%s is out of range: use at least %ds", quote(text), k.low)
+		low, high := Duration(time.Duration(k.low)*time.Second), Duration(time.Duration(k.high)*time.Second)
+		if v != Never && (v < low || v > high) {
+			or := ""
+			if k.never {
+				or = ", or never"
+			}
+			return fmt.Sprintf("%s is out of range: use %s to %s%s", quote(text), low, high, or)
 		}
 	}
 	if k.check != nil {

@@ -184,6 +184,10 @@ func (l *loader) value(k *key, text string, o Origin) (any, bool) {
 	v, hint, err := k.parse(text)
 	if err == nil && k.kind == kindPath {
 		v, err = l.path(text, o)
+		if err == nil && k.path == "paths.runtime" && len(v.(string)) > runtimeMost {
+			err = fmt.Errorf("%s has %d bytes, and at most %d leave room for the sockets in it", quote(v.(string)), len(v.(string)), runtimeMost)
+			hint = "choose a shorter one"
+		}
 	}
 	if err != nil {
 		l.report(Problem{Origin: o, Key: k.path, Message: err.Error(), Hint: hint})

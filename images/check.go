@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/renameio/v2"
@@ -27,6 +28,7 @@ type Damage struct {
 type DamagedError struct {
 	ID     string
 	Names  []string
+	Source SourceInfo // what to build it from again
 	Dir    string
 	Damage []Damage
 }
@@ -43,9 +45,16 @@ func (e *DamagedError) Error() string {
 	image, again := fmt.Sprintf("%.12s", e.ID), "gondolin-mcp images build --force"
 	if len(e.Names) > 0 {
 		image = fmt.Sprintf("%q (%s)", e.Names[0], image)
-		if e.Names[0] != DefaultTag {
-			again += " --name " + e.Names[0]
-		}
+	}
+	switch plain := e.Source.Kind == "" || e.Source.Kind == KindPackages; {
+	case plain && slices.Contains(e.Names, DefaultTag):
+	case plain:
+		again += " --name NAME --packages LIST"
+	default:
+		again += " --name NAME --from " + e.Source.Kind + ":" + e.Source.Ref
+	}
+	if len(e.Names) > 0 {
+		again = strings.Replace(again, "NAME", e.Names[0], 1)
 	}
 	return fmt.Sprintf("image %s in %s is damaged: %s; `%s` makes it anew, `gondolin-mcp images remove %.12s` drops it",
 		image, e.Dir, strings.Join(what, "; "), again, e.ID)
@@ -99,7 +108,7 @@ func (i *Image) Check(ctx context.Context) error {
 		now.Files[f.Name] = st
 	}
 	if len(damage) > 0 {
-		return &DamagedError{ID: i.ID(), Names: i.Names(), Dir: i.dir, Damage: damage}
+		return &DamagedError{ID: i.ID(), Names: i.Names(), Source: i.Manifest.Source, Dir: i.dir, Damage: damage}
 	}
 	if changed {
 		i.writeStamp(now)
@@ -126,7 +135,7 @@ func (i *Image) verify(ctx context.Context, p Progress) error {
 	}
 	if len(damage) > 0 {
 		_ = os.Remove(i.Path(stampFile)) // so that the next boot looks again
-		return &DamagedError{ID: i.ID(), Names: i.Names(), Dir: i.dir, Damage: damage}
+		return &DamagedError{ID: i.ID(), Names: i.Names(), Source: i.Manifest.Source, Dir: i.dir, Damage: damage}
 	}
 	i.writeStamp(now)
 	return nil

@@ -93,13 +93,16 @@ func (s *Store) findForRemoval(ref string) (id string, names map[string]bool, er
 		for _, candidate := range ids {
 			if strings.HasPrefix(candidate, ref) {
 				if id != "" {
-					return "", nil, fmt.Errorf("image id %q is ambiguous", ref)
+					return "", nil, fmt.Errorf("image id %q is ambiguous: %.12s and %.12s begin with it; give more of it", ref, id, candidate)
 				}
 				id = candidate
 			}
 		}
 	}
 	if id == "" {
+		if err := tooShort(ref, ids); err != nil {
+			return "", nil, err
+		}
 		return "", nil, &NotFoundError{Ref: ref, Store: s.dir, Have: describe(ids, tags)}
 	}
 	names = map[string]bool{}

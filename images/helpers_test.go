@@ -88,7 +88,7 @@ func testTree(t testing.TB, limits Limits) *tree {
 
 func apply(t testing.TB, tr *tree, name string, entries ...entry) error {
 	t.Helper()
-	return tr.applyLayer(context.Background(), name, bytes.NewReader(archive(t, entries...)), true)
+	return tr.applyLayer(context.Background(), "layer "+name, bytes.NewReader(archive(t, entries...)), true)
 }
 
 // ociImage makes an image of the given layers.

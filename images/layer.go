@@ -25,7 +25,7 @@ var devices = map[string][2]int64{
 	"dev/tty": {5, 0}, "dev/console": {5, 1}, "dev/ptmx": {5, 2},
 }
 
-// applyLayer lays one tar stream over the tree. The layer's name only serves the errors. Whiteouts are
+// applyLayer lays one tar stream over the tree. What it is called only serves the errors. Whiteouts are
 // interpreted for OCI layers only; in a plain archive ".wh.x" is a file like any other.
 func (t *tree) applyLayer(ctx context.Context, name string, r io.Reader, whiteouts bool) error {
 	t.layer++
@@ -38,18 +38,32 @@ func (t *tree) applyLayer(ctx context.Context, name string, r io.Reader, whiteou
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("layer %s: damaged or hostile archive after entry %q: %w", name, last, err)
+			return unreadable(ctx, name, last, err)
 		}
 		last = hdr.Name
 		if err := t.applyEntry(hdr, archive, whiteouts); err != nil {
-			return fmt.Errorf("layer %s: entry %q refused: %w", name, printable(hdr.Name), err)
+			return fmt.Errorf("%s: entry %q refused: %w", name, printable(hdr.Name), err)
 		}
 	}
 	// What follows the end mark is padding; it is read so that the digest covers the whole layer.
 	if _, err := io.Copy(io.Discard, counted); err != nil {
-		return fmt.Errorf("layer %s: reading to the end: %w", name, err)
+		return fmt.Errorf("%s: reading to the end: %w", name, err)
 	}
 	return nil
+}
+
+// unreadable says why a stream gave no further entry; not every reason is the archive's fault.
+func unreadable(ctx context.Context, name, last string, err error) error {
+	var over limitError
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("reading %s: %w", name, ctx.Err())
+	case errors.As(err, &over):
+		return fmt.Errorf("%s: %w", name, err)
+	case last == "":
+		return fmt.Errorf("%s is no tar archive (plain, or packed by gzip, zstd or xz), or a damaged one: %w", name, err)
+	}
+	return fmt.Errorf("%s: damaged or hostile archive after entry %q: %w", name, printable(last), err)
 }
 
 func printable(name string) string {

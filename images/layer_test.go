@@ -76,7 +76,7 @@ func TestLimits(t *testing.T) {
 	})
 	t.Run("endless padding", func(t *testing.T) {
 		r := &endless{head: archive(t, fileEntry("a", "x"))}
-		err := testTree(t, Limits{Bytes: 1 << 20}).applyLayer(context.Background(), "bomb", r, true)
+		err := testTree(t, Limits{Bytes: 1 << 20}).applyLayer(context.Background(), "layer bomb", r, true)
 		require.ErrorContains(t, err, "layer bomb")
 	})
 	t.Run("sparse claim", func(t *testing.T) {

@@ -31,6 +31,11 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
+// limitError says which of the Limits was reached.
+type limitError string
+
+func (e limitError) Error() string { return string(e) }
+
 // budget is what is left of the limits while one tree is filled.
 type budget struct {
 	limits   Limits
@@ -42,7 +47,7 @@ type budget struct {
 func (b *budget) addEntry(metadata int) error {
 	b.entries++
 	if b.entries > b.limits.Entries {
-		return fmt.Errorf("too many entries: more than %d", b.limits.Entries)
+		return limitError(fmt.Sprintf("too many entries: more than %d", b.limits.Entries))
 	}
 	b.metadata += int64(metadata)
 	if b.metadata > maxMetadata {
@@ -54,7 +59,7 @@ func (b *budget) addEntry(metadata int) error {
 // addBytes accounts for n bytes before they are stored.
 func (b *budget) addBytes(n int64) error {
 	if n < 0 || n > b.limits.Bytes-b.bytes {
-		return fmt.Errorf("too big: the unpacked root file system would exceed %s", FormatBytes(b.limits.Bytes))
+		return limitError(fmt.Sprintf("too big: the unpacked root file system would exceed %s (--max-bytes sets another limit)", FormatBytes(b.limits.Bytes)))
 	}
 	b.bytes += n
 	return nil

@@ -163,7 +163,7 @@ func (b *builder) runMmdebstrap(outer context.Context, t *tree, sources string, 
 	// The stream only begins when everything is installed; an empty one is mmdebstrap failing early.
 	if _, perr := buffered.Peek(4096); perr == nil {
 		task := b.progress.Start("unpacking root file system", 0)
-		aerr = t.applyLayer(ctx, "mmdebstrap", &taskReader{ctx: ctx, r: buffered, task: task}, false)
+		aerr = t.applyLayer(ctx, "the output of mmdebstrap", &taskReader{ctx: ctx, r: buffered, task: task}, false)
 		task.Done()
 	} else if !errors.Is(perr, io.EOF) {
 		aerr = perr

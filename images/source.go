@@ -64,11 +64,17 @@ func (b *builder) applyTar(ctx context.Context, t *tree) (SourceInfo, error) {
 	if err != nil {
 		return info, fmt.Errorf("unpacking %s: %w", ref, err)
 	}
-	if err := t.applyLayer(ctx, ref, r, false); err != nil {
+	if err := t.applyLayer(ctx, "archive "+ref, r, false); err != nil {
 		_ = done()
 		return info, err
 	}
-	return info, done()
+	if err := done(); err != nil {
+		return info, err
+	}
+	if len(t.root.children) == 0 {
+		return info, fmt.Errorf("archive %s is empty", ref)
+	}
+	return info, nil
 }
 
 var xzMagic = []byte{0xfd, '7', 'z', 'X', 'Z', 0}

@@ -27,7 +27,7 @@ func (b *builder) applyDir(ctx context.Context, t *tree) (SourceInfo, error) {
 		w.CloseWithError(err)
 		written <- err
 	}()
-	aerr := t.applyLayer(ctx, dir, &taskReader{ctx: ctx, r: r, task: task}, false)
+	aerr := t.applyLayer(ctx, "directory "+dir, &taskReader{ctx: ctx, r: r, task: task}, false)
 	r.CloseWithError(io.ErrClosedPipe)
 	if werr := <-written; werr != nil && !errors.Is(werr, io.ErrClosedPipe) {
 		return info, fmt.Errorf("reading %s: %w", dir, werr)

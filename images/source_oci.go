@@ -26,7 +26,7 @@ func (b *builder) openRegistry(ctx context.Context) (*openedSource, error) {
 	text := b.spec.Source.Ref
 	ref, err := name.ParseReference(text)
 	if err != nil {
-		return nil, fmt.Errorf("reference %q: %w", text, err)
+		return nil, badReference(text)
 	}
 	b.progress.Note("asking " + ref.Context().RegistryStr() + " for " + ref.Identifier())
 	desc, err := remote.Get(ref, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain),
@@ -42,6 +42,15 @@ func (b *builder) openRegistry(ctx context.Context) (*openedSource, error) {
 	return b.ociSource(KindOCI, ref.String(), img, fetch.open)
 }
 
+// badReference puts the rules in the place of the library's words, which repeat the reference or speak
+// of its own functions.
+func badReference(text string) error {
+	if strings.Contains(text, "://") {
+		return fmt.Errorf("%q is an address and no image reference: leave out what comes before the host, as in %s", text, "oci:HOST/NAME:TAG")
+	}
+	return fmt.Errorf("%q is no image reference: write NAME, NAME:TAG or HOST/NAME:TAG (or @sha256:DIGEST in the place of the tag), with a name in lower case", text)
+}
+
 func (b *builder) openLayout() (*openedSource, error) {
 	dir, tag := b.spec.Source.Ref, ""
 	// The tag comes after the last colon, unless the whole is a directory itself.
@@ -52,7 +61,10 @@ func (b *builder) openLayout() (*openedSource, error) {
 	}
 	index, err := layout.ImageIndexFromPath(dir)
 	if err != nil {
-		return nil, fmt.Errorf("opening OCI layout %s: %w", dir, err)
+		if errors.Is(err, os.ErrNotExist) {
+			err = errors.New("it has no index.json")
+		}
+		return nil, fmt.Errorf("%s is no OCI layout directory: %w", dir, err)
 	}
 	img, err := pickImage(index, tag, b.arch, 0)
 	if err != nil {
@@ -105,7 +117,7 @@ func (b *builder) openArchive() (*openedSource, error) {
 	file := b.spec.Source.Ref
 	img, err := tarball.ImageFromPath(file, nil)
 	if err != nil {
-		return nil, fmt.Errorf("opening image archive %s (as `docker save` writes it): %w", file, err)
+		return nil, fmt.Errorf("%s is no image archive as `docker save` writes it (a plain root file system is tar:FILE): %w", file, err)
 	}
 	return b.ociSource(KindDockerArchive, file, img, func(_ context.Context, l v1.Layer) (io.ReadCloser, error) {
 		return l.Uncompressed()
@@ -207,7 +219,7 @@ func (b *builder) applyOCILayer(ctx context.Context, t *tree, l v1.Layer, diffID
 		_ = done()
 		return fmt.Errorf("layer %s: %w", diffID, err)
 	}
-	aerr := t.applyLayer(ctx, diffID.String(), &taskReader{ctx: ctx, r: io.TeeReader(r, sum), task: task}, true)
+	aerr := t.applyLayer(ctx, "layer "+diffID.String(), &taskReader{ctx: ctx, r: io.TeeReader(r, sum), task: task}, true)
 	if err := errors.Join(aerr, done()); err != nil {
 		return err
 	}

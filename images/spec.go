@@ -123,12 +123,18 @@ func (s *Spec) normalize() error {
 	if src.Kind == KindOCILayout {
 		return nil // a tag may follow; looked at when it is opened
 	}
+	what := "file"
+	if src.Kind == KindDir {
+		what = "directory"
+	}
 	info, err := os.Stat(abs)
 	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("source %s: there is no such %s", src, what)
 	case err != nil:
 		return fmt.Errorf("source %s: %w", src, err)
 	case (src.Kind == KindDir) != info.IsDir():
-		return fmt.Errorf("source %s: a %s source wants a %s", src, src.Kind, map[bool]string{true: "directory", false: "file"}[src.Kind == KindDir])
+		return fmt.Errorf("source %s: a %s source wants a %s", src, src.Kind, what)
 	}
 	return nil
 }

@@ -49,6 +49,7 @@ func (s *Store) Dir() string { return s.dir }
 var (
 	tagName  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 	idPrefix = regexp.MustCompile(`^[0-9a-f]{6,64}$`)
+	idBegin  = regexp.MustCompile(`^[0-9a-f]{1,5}$`)
 )
 
 // checkTag refuses names that are no plain file name or could be taken for an id.
@@ -74,11 +75,28 @@ func (e *NotFoundError) Error() string {
 	if len(e.Have) > 0 {
 		have = "it has " + strings.Join(e.Have, ", ")
 	}
-	build := "gondolin-mcp images build"
-	if e.Ref != DefaultTag && tagName.MatchString(e.Ref) {
-		build += " --name " + e.Ref
+	remedy := "`gondolin-mcp images list` shows what there is"
+	switch {
+	case e.Ref == DefaultTag:
+		remedy = "`gondolin-mcp images build` makes it"
+	case tagName.MatchString(e.Ref) && !idPrefix.MatchString(e.Ref):
+		// The source is not ours to guess: without one the default packages would get this name.
+		remedy = "`gondolin-mcp images build --name " + e.Ref + " --from SOURCE` makes it"
 	}
-	return fmt.Sprintf("no image %q in %s (%s); `%s` makes it", e.Ref, e.Store, have, build)
+	return fmt.Sprintf("no image %q in %s (%s); %s", e.Ref, e.Store, have, remedy)
+}
+
+// tooShort refuses the beginning of an id that is too short to name an image safely.
+func tooShort(ref string, ids []string) error {
+	if !idBegin.MatchString(ref) {
+		return nil
+	}
+	for _, id := range ids {
+		if strings.HasPrefix(id, ref) {
+			return fmt.Errorf("image id %q is too short: give at least 6 digits of it, such as %.12s", ref, id)
+		}
+	}
+	return nil
 }
 
 // Get finds an image by name, id, or a prefix of an id of at least 6 digits that fits only one.
@@ -93,7 +111,7 @@ func (s *Store) Get(ref string) (*Image, error) {
 	if id, ok := tags[ref]; ok {
 		img, err := s.load(id)
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("image %q points to %.12s, which is gone; `gondolin-mcp images build --name %s` makes it anew", ref, id, ref)
+			return nil, fmt.Errorf("image %q points to %.12s, which is gone; build it again under this name, or `gondolin-mcp images remove %s`", ref, id, ref)
 		}
 		return img, err
 	}
@@ -113,6 +131,9 @@ func (s *Store) Get(ref string) (*Image, error) {
 			}
 			return nil, fmt.Errorf("image id %q is ambiguous: %s", ref, strings.Join(fits, ", "))
 		}
+	}
+	if err := tooShort(ref, ids); err != nil {
+		return nil, err
 	}
 	return nil, &NotFoundError{Ref: ref, Store: s.dir, Have: describe(ids, tags)}
 }

@@ -43,7 +43,7 @@ func TestDamageIsNoticedAndNamed(t *testing.T) {
 		require.Equal(t, img.Manifest.Root.SHA256, damaged.Damage[0].Expected)
 		require.NotEqual(t, damaged.Damage[0].Expected, damaged.Damage[0].Got)
 		require.Contains(t, err.Error(), `"default"`)
-		require.Contains(t, err.Error(), "gondolin-mcp images build --force")
+		require.Contains(t, err.Error(), "`gondolin-mcp images build --force --name default --from tar:/", "from what it was made of")
 	}
 	flip(t, img.Path(RootFile), 5000)
 	require.NoError(t, img.Check(ctx), "whole again")
@@ -113,7 +113,9 @@ func TestGet(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, img.ID(), got.ID())
 	}
-	for _, ref := range []string{img.ID()[:5], "../tags/base", "ffffffffffff", "nope"} {
+	_, err = s.Get(img.ID()[:5])
+	require.ErrorContains(t, err, "is too short: give at least 6 digits of it, such as "+img.ID()[:12])
+	for _, ref := range []string{"../tags/base", "ffffffffffff", "nope"} {
 		_, err = s.Get(ref)
 		require.ErrorAs(t, err, &missing)
 		require.ErrorContains(t, err, "base ("+img.ID()[:12]+")")

@@ -146,6 +146,13 @@ func (p *pool) drop(out func(*Session) bool) {
 	}
 }
 
+// Ready is how many sessions stand ready in the pool.
+func (h *Host) Ready() int {
+	h.pool.mu.Lock()
+	defer h.pool.mu.Unlock()
+	return len(h.pool.ready)
+}
+
 // standby makes a session and stops it when it is ready. It has run a command, so that
 // what a first one costs is paid.
 func (h *Host) standby(ctx context.Context, o Options) (*Session, error) {

@@ -128,6 +128,13 @@ func TestAllMistakesInArgumentsAreToldAtOnce(t *testing.T) {
 		assert.True(t, r.IsError, args)
 		assert.Contains(t, r.text(), want, args)
 	}
+	for args, want := range map[string]string{
+		`{"cmd":"ls"}`:                   "did you mean `command`?",
+		`{"working_directory":"/"}`:      "did you mean `cwd`?",
+		`{"command":"ls","timeout":"1"}`: "did you mean `timeout_ms`?",
+	} {
+		assert.Contains(t, c.call("exec", args).text(), want, args)
+	}
 	// null counts as missing, and 5.0 is an integer.
 	assert.False(t, c.call("exec", `{"command":"echo","argv":null,"session":null,"timeout_ms":5.0}`).IsError)
 	assert.Contains(t, c.call("session", `{"action":"destroy"}`).text(), "create, list, close, reset")

@@ -30,6 +30,7 @@ type tool[A any] struct {
 // call is one call of a tool.
 type call struct {
 	request  mcp.CallToolRequest
+	given    map[string]any // the arguments as they came, without defaults
 	progress *progress
 	sess     Session // once the tool has asked for it
 	notes    []string
@@ -81,7 +82,8 @@ func serve[A any](ctx context.Context, s *Server, t *tool[A], ps properties, r m
 		raw, _ = json.Marshal(r.Params.Arguments)
 	}
 	args := new(A)
-	if problems := ps.decode(raw, args); len(problems) > 0 {
+	given, problems := ps.decode(raw, args)
+	if len(problems) > 0 {
 		return failure(fmt.Sprintf("%s was not run, its arguments are wrong:\n- %s", t.name, strings.Join(problems, "\n- "))).result(nil)
 	}
 	leave, err := s.enter(t.long != nil && t.long(args))
@@ -90,7 +92,7 @@ func serve[A any](ctx context.Context, s *Server, t *tool[A], ps properties, r m
 	}
 	defer leave()
 
-	c := &call{request: r, progress: s.startProgress(ctx, r.Params.Meta)}
+	c := &call{request: r, given: given, progress: s.startProgress(ctx, r.Params.Meta)}
 	out := s.guarded(t.name, func() (*reply, error) { return t.run(ctx, c, args) }, func(err error) string {
 		return s.explain(ctx, c, t.name, err)
 	})

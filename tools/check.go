@@ -19,13 +19,13 @@ const maxItems = 1000
 // decode checks raw arguments and puts them, defaults filled in, into target.
 // The problems are all that is wrong, in words for the model that sent them. A
 // null counts as a missing argument: some clients send it for each optional one.
-func (ps properties) decode(raw json.RawMessage, target any) (problems []string) {
-	given := map[string]any{}
+func (ps properties) decode(raw json.RawMessage, target any) (given map[string]any, problems []string) {
+	given = map[string]any{}
 	if raw = bytes.TrimSpace(raw); len(raw) > 0 && string(raw) != "null" {
 		d := json.NewDecoder(bytes.NewReader(raw))
 		d.UseNumber()
 		if raw[0] != '{' || d.Decode(&given) != nil {
-			return []string{"arguments must be one JSON object, not " + quoteKind(raw)}
+			return nil, []string{"arguments must be one JSON object, not " + quoteKind(raw)}
 		}
 	}
 	clean := make(map[string]any, len(ps))
@@ -46,16 +46,16 @@ func (ps properties) decode(raw json.RawMessage, target any) (problems []string)
 	}
 	problems = append(problems, ps.unknown(given)...)
 	if len(problems) > 0 {
-		return problems
+		return nil, problems
 	}
 	data, err := json.Marshal(clean)
 	if err == nil {
 		err = json.Unmarshal(data, target)
 	}
 	if err != nil {
-		return []string{err.Error()}
+		return nil, []string{err.Error()}
 	}
-	return nil
+	return given, nil
 }
 
 // unknown names arguments that the tool does not have.
@@ -77,8 +77,23 @@ func (ps properties) unknown(given map[string]any) []string {
 	return problems
 }
 
+// otherNames are what other tools for agents call an argument, where spelling alone
+// leads nowhere or astray: cmd is nearer to cwd than to command.
+var otherNames = map[string][]string{
+	"cmd": {"command"}, "script": {"command"}, "code": {"command"}, "shell": {"command"}, "args": {"argv"},
+	"workdir": {"cwd"}, "working_directory": {"cwd"}, "working_dir": {"cwd"}, "directory": {"cwd", "path"}, "dir": {"cwd", "path"},
+	"file": {"path"}, "filename": {"path"}, "folder": {"path"}, "text": {"content", "data"}, "contents": {"content"},
+	"input": {"stdin", "data"}, "old": {"old_string"}, "new": {"new_string"}, "query": {"pattern"}, "regex": {"pattern"},
+	"id": {"job_id", "session"}, "job": {"job_id"}, "session_id": {"session"}, "start": {"offset"}, "timeout": {"timeout_ms"},
+}
+
 // suggest names the known argument that was probably meant, or all of them.
 func (ps properties) suggest(name string) string {
+	for _, other := range otherNames[strings.ToLower(name)] {
+		if ps.find(other) != nil {
+			return fmt.Sprintf("; did you mean `%s`?", other)
+		}
+	}
 	if len(name) <= 60 {
 		best, distance := "", max(len(name)/2, 2)+1
 		for _, p := range ps {

@@ -3,8 +3,10 @@ package tools
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gondolin-go/gondolin/sandbox"
 )
@@ -32,7 +34,7 @@ func (s *Server) defaultFor(ctx context.Context) (sess Session, note string, tol
 	d.mu.Lock()
 	if d.now != nil {
 		if info := d.now.Info(); info.State == sandbox.StateClosed {
-			d.note = fmt.Sprintf("The previous session %s ended: %s. Its files and processes are gone", info.ID, reasonOf(info))
+			d.note = fmt.Sprintf("The previous session %s ended: %sIts files and processes are gone", info.ID, sentence(reasonOf(info, 600)))
 			d.now = nil
 		} else {
 			defer d.mu.Unlock()
@@ -58,7 +60,7 @@ func (s *Server) defaultFor(ctx context.Context) (sess Session, note string, tol
 	case <-m.done:
 	}
 	if m.err != nil {
-		return nil, "", nil, toolErrorf("the sandbox could not be started: %s\nNothing was run. The next call tries again.", m.err)
+		return nil, "", nil, toolErrorf("the sandbox could not be started: %s\nNothing was run. The next call tries again.", plain(m.err))
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -143,9 +145,29 @@ func (d *defaultSession) reset() {
 	d.now, d.note = nil, ""
 }
 
-func reasonOf(info sandbox.Info) string {
+// reasonOf is why a session ended, in at most about most characters. It may have
+// several lines, the console's last ones among them; the first line and the end tell most.
+func reasonOf(info sandbox.Info, most int) string {
 	if info.Reason == "" {
 		return "no reason is known"
 	}
-	return short(printable(info.Reason), 400)
+	text := printableLines(info.Reason)
+	first, rest, _ := strings.Cut(text, "\n")
+	first = short(first, most/2)
+	room := most - utf8.RuneCountInString(first)
+	if over := utf8.RuneCountInString(rest) - room; over > 0 {
+		rest = "…" + string([]rune(rest)[over:])
+	}
+	if rest == "" {
+		return first
+	}
+	return first + "\n" + rest
+}
+
+// sentence ends a reason so that more text can follow.
+func sentence(reason string) string {
+	if strings.Contains(reason, "\n") {
+		return reason + "\n"
+	}
+	return reason + ". "
 }

@@ -2,8 +2,6 @@ package tools
 
 import (
 	"bytes"
-	"context"
-	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -12,8 +10,6 @@ import (
 
 	"github.com/agnivade/levenshtein"
 	"github.com/pmezard/go-difflib/difflib"
-
-	"github.com/gondolin-go/gondolin/sandbox"
 )
 
 const (
@@ -73,25 +69,43 @@ func shiftHunks(diff string, by int) string {
 	})
 }
 
-// editError says what is in the file instead of one occurrence.
-func editError(ctx context.Context, sess Session, a *editFileArgs, err error) error {
-	if !errors.Is(err, sandbox.ErrNoMatch) {
-		return err
+// noMatch says what is in the file instead of one occurrence.
+func noMatch(a *editFileArgs, data []byte) error {
+	path := short(a.Path, 200)
+	if n := bytes.Count(data, []byte(a.OldString)); n > 1 {
+		return toolErrorf("nothing was changed: old_string occurs %d times in %s, in lines %s. Give more of the text around the one you mean, or set replace_all.",
+			n, path, matchLines(data, a.OldString))
 	}
-	data, info, readErr := readRange(ctx, sess, a.Path, 0, nearMax)
-	if readErr != nil {
-		return fmt.Errorf("%w; the file could not be searched for similar lines: %w", err, readErr)
+	if hint := endingsHint(a.OldString, data); hint != "" {
+		return toolErrorf("nothing was changed: old_string does not occur in %s, because line ends differ. %s", path, hint)
 	}
 	part := ""
-	if info.Size > nearMax {
-		part = fmt.Sprintf(" (looking at its first %d bytes)", nearMax)
+	if len(data) > nearMax {
+		data = data[:nearMax]
+		part = fmt.Sprintf(" The first %d bytes were searched for similar lines.", nearMax)
 	}
-	if n := bytes.Count(data, []byte(a.OldString)); n > 1 {
-		return toolErrorf("nothing was changed: old_string occurs %d times in %s%s, in lines %s. Give more of the text around the one you mean, or set replace_all.",
-			n, short(a.Path, 200), part, matchLines(data, a.OldString))
+	return toolErrorf("nothing was changed: old_string does not occur in %s.%s%s", path, part, nearest(string(wholeRunes(data)), a.OldString))
+}
+
+// endingsHint says what to do where nothing but line ends keeps old from matching.
+func endingsHint(old string, data []byte) string {
+	plain := func(s string) string { return strings.ReplaceAll(s, "\r\n", "\n") }
+	if !strings.Contains(plain(string(data)), plain(old)) {
+		return ""
 	}
-	text, _ := validUTF8(data)
-	return toolErrorf("nothing was changed: old_string does not occur in %s%s.%s", short(a.Path, 200), part, nearest(text, a.OldString))
+	crlf := bytes.Count(data, []byte("\r\n"))
+	switch crlf {
+	case 0:
+		return `The lines of the file end with \n, and old_string has \r\n: write \n in old_string and new_string.`
+	case bytes.Count(data, []byte("\n")):
+		return `The file has CRLF line ends: write \r\n for each line end in old_string, and in new_string to keep it so.`
+	}
+	return `The file has both CRLF and plain line ends: write in old_string \r\n where a line has it and \n elsewhere (exec with cat -A shows them as ^M$ and $), or edit one line at a time.`
+}
+
+// lineOf is the number of the line that holds the byte at an offset.
+func lineOf(data []byte, at int) string {
+	return strconv.Itoa(1 + bytes.Count(data[:at], []byte("\n")))
 }
 
 // matchLines lists the lines in which matches begin.

@@ -30,8 +30,9 @@
 //	  - front reads lines with a bound on their length, refuses what is no
 //	    JSON-RPC message, keeps the table of calls under way and writes every
 //	    message whole. It exists because mcp-go forgets a cancellation that
-//	    overtakes its call in the queue, answers stray responses, reads lines of
-//	    any length, and mixes server requests into other writes.
+//	    overtakes its call in the queue, cancels 1 where "1" was meant, answers stray
+//	    responses, reads lines of any length, and mixes server requests into other
+//	    writes. Cancellations are therefore front's alone.
 //	  - gate bounds the calls that run. Long ones (exec in the foreground,
 //	    waiting for output, making sessions) and quick ones have separate places,
 //	    and both together are fewer than mcp-go has workers. A call therefore

@@ -2,6 +2,7 @@ package tools
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -15,11 +16,11 @@ import (
 type execArgs struct {
 	Command        string            `json:"command" min:"1" doc:"Shell command line, run with bash -c (sh where there is no bash). Give either this or argv."`
 	Argv           []string          `json:"argv" doc:"Program and arguments, run without a shell. Give either this or command."`
-	Cwd            string            `json:"cwd" max:"4096" doc:"Working directory. Default: the session's, usually /root. A cd does not last to the next call."`
+	Cwd            string            `json:"cwd" max:"4096" doc:"Working directory. Default: the session's, or the home of the user that the command runs as, for root /root. A cd does not last to the next call."`
 	Env            map[string]string `json:"env" doc:"Environment variables to add or replace."`
 	Stdin          string            `json:"stdin" max:"12582912" doc:"Text for standard input, followed by its end. Without it: empty; with background=true: open for job_input."`
-	User           string            `json:"user" max:"256" doc:"User to run as, by name or uid[:gid]. Default: the session's, usually root."`
-	TimeoutMS      int               `json:"timeout_ms" min:"1" max:"3600000" default:"120000" doc:"Milliseconds after which the command and everything it started are ended. With background=true there is none."`
+	User           string            `json:"user" max:"256" doc:"User to run as, by name or uid[:gid]. Default: the session's, usually root. One without a home directory needs cwd."`
+	TimeoutMS      int               `json:"timeout_ms" min:"1" max:"3600000" default:"120000" doc:"Milliseconds after which the command and everything it started are ended. With background=true there is none unless it is given."`
 	MaxOutputBytes int               `json:"max_output_bytes" min:"0" max:"30000" default:"30000" doc:"Most bytes of stdout and stderr to return, together. Beginning and end are kept; the middle can be read with job_output. Cut further where the whole result would pass 50000 characters."`
 	Background     bool              `json:"background" default:"false" doc:"Return a job_id at once and let the command run on. Follow it with job_output, job_input and job_stop."`
 	Session        string            `json:"session" max:"128" doc:"Id of the session to run in. Default: this connection's own."`
@@ -62,7 +63,7 @@ func (s *Server) addExec() {
 		hints:  hints{destructive: true, openWorld: true},
 		output: mcp.WithOutputSchema[ExecResult](),
 		adjust: func(ps properties) { ps.atMost("timeout_ms", s.opts.MaxTimeout.Milliseconds()) },
-		long:   func(a *execArgs) bool { return !a.Background },
+		long:   func(a *execArgs) bool { return !a.Background || a.Stdin != "" },
 		run:    s.exec,
 	})
 }
@@ -88,13 +89,15 @@ func (s *Server) exec(ctx context.Context, c *call, a *execArgs) (*reply, error)
 		Argv: a.Argv, Shell: a.Command, Dir: a.Cwd, Env: a.Env, User: a.User,
 		Retain: true, SpoolBytes: spoolBytes,
 	}
+	if !a.Background || c.given["timeout_ms"] != nil {
+		cmd.Timeout = time.Duration(a.TimeoutMS) * time.Millisecond
+	}
+	if a.Background {
+		return s.execJob(ctx, sess, cmd, a)
+	}
 	if a.Stdin != "" {
 		cmd.Stdin = strings.NewReader(a.Stdin)
 	}
-	if a.Background {
-		return s.execJob(ctx, sess, cmd, a.Stdin == "")
-	}
-	cmd.Timeout = time.Duration(a.TimeoutMS) * time.Millisecond
 	run := execution{
 		out: newCapture(a.MaxOutputBytes), err: newCapture(a.MaxOutputBytes),
 		sess: sess, uri: resourceLinks(ctx),
@@ -108,7 +111,7 @@ func (s *Server) exec(ctx context.Context, c *call, a *execArgs) (*reply, error)
 	})
 	run.exit, err = sess.Run(ctx, cmd)
 	if err != nil {
-		return nil, execError(err, run)
+		return nil, execError(startError(err, a), run)
 	}
 	r := fit(a.MaxOutputBytes, run.reply)
 	if !r.data.(*ExecResult).Truncated && run.exit.ID != "" {
@@ -122,16 +125,46 @@ func (s *Server) exec(ctx context.Context, c *call, a *execArgs) (*reply, error)
 }
 
 // execJob starts a command in the background.
-func (s *Server) execJob(ctx context.Context, sess Session, cmd sandbox.Command, keepStdin bool) (*reply, error) {
-	cmd.KeepStdin = keepStdin
+func (s *Server) execJob(ctx context.Context, sess Session, cmd sandbox.Command, a *execArgs) (*reply, error) {
+	cmd.KeepStdin = true
 	job, err := sess.StartJob(ctx, cmd)
 	if err != nil {
-		return nil, err
+		return nil, startError(err, a)
 	}
-	return &reply{
-		text: fmt.Sprintf("Started as job %s. Read its output with job_output {\"job_id\": %q}.", job.ID, job.ID),
-		data: &ExecResult{State: string(sandbox.JobRunning), JobID: job.ID, SessionID: sess.ID(), Denials: []Denial{}},
-	}, nil
+	r := &ExecResult{State: string(sandbox.JobRunning), JobID: job.ID, SessionID: sess.ID(), Denials: []Denial{}}
+	text := fmt.Sprintf("Started as job %s. Read its output with job_output {\"job_id\": %q}.", job.ID, job.ID)
+	if cmd.Timeout > 0 {
+		text += fmt.Sprintf(" It is ended after %s.", span(cmd.Timeout))
+	}
+	if a.Stdin != "" {
+		if err := sess.Input(ctx, job.ID, []byte(a.Stdin), true); err != nil {
+			note := "stdin was not taken to its end: " + short(plain(err), 300)
+			r.Notes = []string{note}
+			text += "\n[" + note + "]"
+		}
+	}
+	return &reply{text: text, data: r}, nil
+}
+
+// startError says what to do about a command that did not start.
+func startError(err error, a *execArgs) error {
+	var file *sandbox.FileError
+	if !errors.As(err, &file) || file.Op != "starting" {
+		return err
+	}
+	hint := ""
+	switch {
+	case strings.HasPrefix(file.Msg, "working directory:") && a.Cwd == "":
+		hint = "That is the home of the user or the session's directory; give a cwd that exists, such as / or /tmp."
+	case strings.HasPrefix(file.Msg, "working directory:"):
+		hint = "cwd is a path in the machine; list_files shows what is there."
+	case len(a.Argv) > 0 && strings.ContainsAny(a.Argv[0], " \t;|&"):
+		hint = "The first item of argv is the program alone; give a whole command line as `command`."
+	}
+	if hint == "" {
+		return err
+	}
+	return toolErrorf("nothing was run: %s. %s", file, hint)
 }
 
 // execError keeps the output of a command whose end is not known.
@@ -195,7 +228,7 @@ func (e execution) restOffset(out, errs clipped) int64 {
 }
 
 func cutNote(cut int64, rest string) string {
-	return fmt.Sprintf("[... %d bytes left out%s ...]", cut, rest)
+	return fmt.Sprintf("[... %s left out%s ...]", counted(cut, "byte"), rest)
 }
 
 // text is the readable form.
@@ -225,7 +258,7 @@ func (e execution) text(r *ExecResult) string {
 		fmt.Fprintf(&b, "\n[only the newest %d bytes of its output are kept]", spoolBytes)
 	}
 	if r.InvalidUTF8 {
-		b.WriteString("\n[bytes that are not UTF-8 are shown as \uFFFD; pipe through base64 or xxd to see them]")
+		b.WriteString("\n[bytes that are not UTF-8 are shown as \uFFFD; pipe through base64 or od -c to see them]")
 	}
 	for _, note := range r.Notes {
 		fmt.Fprintf(&b, "\n[%s]", note)

@@ -3,6 +3,7 @@ package tools
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -199,6 +200,62 @@ func TestFailureToRunIsAnErrorThatTellsWhy(t *testing.T) {
 	assert.Contains(t, r.text(), `user "bob" does not exist`)
 }
 
+func TestTheClassOfAnErrorIsNoPartOfItsWords(t *testing.T) {
+	for want, err := range map[string]error{
+		"exec failed: start: no user bob\ntoo much":                        errors.Join(fmt.Errorf("start: no user bob: %w", sandbox.ErrInvalid), fmt.Errorf("too much: %w", sandbox.ErrInvalid)),
+		"no process 9: it ended. Jobs of session vm-1: job-1 (exited, x).": fmt.Errorf("no process 9: it ended: %w", sandbox.ErrNoJob),
+		"exec failed: 8 sessions run":                                      fmt.Errorf("8 sessions run: %w", sandbox.ErrLimit),
+		"exec failed: write /sys/x: invalid argument":                      &sandbox.FileError{Op: "write", Path: "/sys/x", Errno: "EINVAL", Msg: "invalid argument"},
+	} {
+		t.Run(want, func(t *testing.T) {
+			c := dial(t, withRun(func(context.Context, sandbox.Command) (sandbox.Exit, error) { return sandbox.Exit{}, err }))
+			assert.Equal(t, want, c.call("exec", `{"command":"x"}`).text())
+		})
+	}
+}
+
+func TestACommandThatDoesNotStartSaysWhatToGiveInstead(t *testing.T) {
+	var file *sandbox.FileError
+	c := dial(t, withRun(func(context.Context, sandbox.Command) (sandbox.Exit, error) { return sandbox.Exit{}, file }))
+	c.call("list_files", `{}`)
+	sess := c.boxes.session("vm-1")
+	home := &sandbox.FileError{Op: "starting", Path: "/nonexistent", Errno: "ENOENT", Msg: "working directory: no such file or directory"}
+	program := &sandbox.FileError{Op: "starting", Path: "ls -la", Errno: "ENOENT", Msg: "command not found in PATH (/bin)"}
+	for _, tt := range []struct {
+		err        *sandbox.FileError
+		args, want string
+	}{
+		{home, `{"command":"id","user":"nobody"}`, "working directory: no such file or directory. That is the home of the user or the session's directory; give a cwd that exists"},
+		{home, `{"command":"id","cwd":"/nonexistent"}`, "cwd is a path in the machine; list_files"},
+		{home, `{"command":"id","user":"nobody","background":true}`, "give a cwd that exists"},
+		{program, `{"argv":["ls -la"]}`, "give a whole command line as `command`"},
+		{program, `{"command":"ls"}`, "exec failed: starting ls -la: command not found"},
+	} {
+		file, sess.startErr = tt.err, tt.err
+		r := c.call("exec", tt.args)
+		assert.True(t, r.IsError, tt.args)
+		assert.Contains(t, r.text(), tt.want, tt.args)
+	}
+}
+
+func TestABackgroundCommandKeepsTheTimeoutAndTheInputThatItWasGiven(t *testing.T) {
+	c := dial(t, Options{})
+	r := c.call("exec", `{"command":"server","background":true,"timeout_ms":1500,"stdin":"hello\n"}`)
+	require.False(t, r.IsError, r.text())
+	assert.Contains(t, r.text(), "It is ended after 1.5s.")
+	sess := c.boxes.session("vm-1")
+	assert.Equal(t, 1500*time.Millisecond, sess.jobs["job-1"].cmd.Timeout)
+	assert.Equal(t, "hello\n", string(sess.jobs["job-1"].in))
+	assert.True(t, sess.jobs["job-1"].eof)
+	sess.update("job-1", func(j *fakeJob) { j.exit = &sandbox.Exit{Code: 143, Signal: "SIGTERM", TimedOut: true} })
+	r = c.call("job_output", `{"job_id":"job-1"}`)
+	assert.Contains(t, r.text(), "timed out and was ended")
+	assert.True(t, decodeAs[JobOutputResult](t, r).TimedOut)
+
+	assert.NotContains(t, c.call("exec", `{"command":"server","background":true,"timeout_ms":null}`).text(), "ended after")
+	assert.Zero(t, sess.jobs["job-2"].cmd.Timeout)
+}
+
 func TestAJobRunsInTheBackgroundAndIsFollowedFedAndStopped(t *testing.T) {
 	c := dial(t, Options{})
 	r := c.call("exec", `{"command":"server","background":true}`)
@@ -228,8 +285,14 @@ func TestAJobRunsInTheBackgroundAndIsFollowedFedAndStopped(t *testing.T) {
 	assert.Equal(t, "exited", stopped.State)
 	assert.Equal(t, []string{"TERM", "KILL"}, sess.jobs["job-1"].signals)
 
-	r = c.call("job_output", `{"job_id":"job-9"}`)
-	assert.True(t, r.IsError)
-	assert.Contains(t, r.text(), "job-1 (exited, server)")
+	for tool, args := range map[string]string{"job_output": `{"job_id":"job-9"}`, "job_input": `{"job_id":"job-9","eof":true}`, "job_stop": `{"job_id":"job-9"}`} {
+		r = c.call(tool, args)
+		assert.True(t, r.IsError, tool)
+		assert.Contains(t, r.text(), "job-1 (exited, server)", tool)
+	}
+	c.call("exec", `{"command":"other","background":true}`)
+	stopped = decodeAs[JobStateResult](t, c.call("job_stop", `{"job_id":"job-2","signal":"SIGINT"}`))
+	assert.Equal(t, "exited", stopped.State)
+	assert.Equal(t, []string{"INT"}, sess.jobs["job-2"].signals)
 	assert.True(t, c.call("job_input", `{"job_id":"job-1"}`).IsError)
 }

@@ -92,14 +92,19 @@ type fakeSession struct {
 	state         sandbox.State
 	reason        string
 	files         map[string][]byte
+	as            map[string]sandbox.FileInfo // what Stat says of a file, where that is not what files has
 	jobs          map[string]*fakeJob
 	n             int
 	released      []string
 	run           func(ctx context.Context, cmd sandbox.Command) (sandbox.Exit, error)
 	fileErr       error
+	startErr      error
 	entries       []sandbox.FileInfo
+	globbed       sandbox.GlobOptions // by the last Glob
 	matches       []sandbox.GrepMatch
+	changes       bool // files change between reading and writing
 	ignoresSignal string
+	mute          chan string // gets the id of a job whose Output then says nothing before ctx ends
 }
 
 type fakeJob struct {
@@ -195,6 +200,12 @@ func (s *fakeSession) StartJob(_ context.Context, cmd sandbox.Command) (sandbox.
 	if err := s.alive(); err != nil {
 		return sandbox.Job{}, err
 	}
+	if cmd.Stdin != nil || cmd.Stdout != nil || cmd.Stderr != nil {
+		return sandbox.Job{}, fmt.Errorf("a background command takes no reader or writers: %w", sandbox.ErrInvalid)
+	}
+	if s.startErr != nil {
+		return sandbox.Job{}, s.startErr
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.n++
@@ -243,6 +254,11 @@ func (s *fakeSession) Job(_ context.Context, id string) (sandbox.Job, error) {
 }
 
 func (s *fakeSession) Output(ctx context.Context, id string, offset int64, most int, wait time.Duration) (sandbox.OutputChunk, error) {
+	if s.mute != nil {
+		s.mute <- id
+		<-ctx.Done()
+		return sandbox.OutputChunk{}, ctx.Err()
+	}
 	timeout := time.After(wait)
 	for {
 		s.mu.Lock()
@@ -316,38 +332,18 @@ func (s *fakeSession) Open(_ context.Context, name string, offset, limit int64) 
 	if err != nil {
 		return nil, sandbox.FileInfo{}, err
 	}
-	r := io.NewSectionReader(bytes.NewReader(data), offset, limit)
-	return io.NopCloser(r), sandbox.FileInfo{Name: path.Base(name), Type: "file", Size: int64(len(data)), Mode: 0o644}, nil
+	if limit == 0 {
+		limit = int64(len(data))
+	}
+	return io.NopCloser(io.NewSectionReader(bytes.NewReader(data), offset, limit)), s.describe(name, data), nil
 }
 
-func (s *fakeSession) ReadLines(_ context.Context, name string, first, count, maxBytes int) (sandbox.Lines, error) {
-	data, err := s.file("read", name)
-	if err != nil {
-		return sandbox.Lines{}, err
+func (s *fakeSession) describe(name string, data []byte) sandbox.FileInfo {
+	info := sandbox.FileInfo{Name: path.Base(name), Type: "file", Size: int64(len(data)), Mode: 0o644}
+	if as, ok := s.as[name]; ok {
+		info.Type, info.Size = as.Type, as.Size
 	}
-	sum := sha256.Sum256(data)
-	l := sandbox.Lines{First: first, Size: int64(len(data)), SHA256: hex.EncodeToString(sum[:])}
-	if bytes.IndexByte(data, 0) >= 0 {
-		l.Binary = true
-		return l, nil
-	}
-	all := strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
-	if len(data) == 0 {
-		all = nil
-	}
-	l.TotalLines = len(all)
-	for _, line := range all[min(first-1, len(all)):] {
-		if len(l.Lines) == count || maxBytes <= 0 {
-			l.Truncated = true
-			break
-		}
-		if len(line) > maxBytes {
-			line, l.Truncated = line[:maxBytes], true
-		}
-		maxBytes -= len(line)
-		l.Lines = append(l.Lines, line)
-	}
-	return l, nil
+	return info
 }
 
 func (s *fakeSession) WriteFile(_ context.Context, name string, r io.Reader, o sandbox.WriteOptions) (sandbox.Written, error) {
@@ -371,10 +367,13 @@ func (s *fakeSession) WriteFile(_ context.Context, name string, r io.Reader, o s
 	return sandbox.Written{Bytes: int64(len(data)), SHA256: hex.EncodeToString(sum[:]), Created: !had}, nil
 }
 
-func (s *fakeSession) EditFile(_ context.Context, name, old, replacement string, all bool, _ string) (sandbox.EditResult, error) {
+func (s *fakeSession) EditFile(_ context.Context, name, old, replacement string, all bool, ifSHA256 string) (sandbox.EditResult, error) {
 	data, err := s.file("edit", name)
 	if err != nil {
 		return sandbox.EditResult{}, err
+	}
+	if sum := sha256.Sum256(data); s.changes || ifSHA256 != "" && hex.EncodeToString(sum[:]) != ifSHA256 {
+		return sandbox.EditResult{}, fmt.Errorf("%s: %w", name, sandbox.ErrChanged)
 	}
 	n := strings.Count(string(data), old)
 	if n == 0 || n > 1 && !all {
@@ -389,7 +388,7 @@ func (s *fakeSession) EditFile(_ context.Context, name, old, replacement string,
 
 func (s *fakeSession) Stat(_ context.Context, name string) (sandbox.FileInfo, error) {
 	data, err := s.file("stat", name)
-	return sandbox.FileInfo{Name: path.Base(name), Type: "file", Size: int64(len(data)), Mode: 0o644}, err
+	return s.describe(name, data), err
 }
 
 func (s *fakeSession) ReadDir(_ context.Context, _ string, limit int) ([]sandbox.FileInfo, bool, error) {
@@ -403,6 +402,7 @@ func (s *fakeSession) Glob(ctx context.Context, o sandbox.GlobOptions) ([]sandbo
 	if _, err := path.Match(o.Pattern, ""); err != nil {
 		return nil, false, fmt.Errorf("%w: pattern %q: %w", sandbox.ErrInvalid, o.Pattern, err)
 	}
+	s.globbed = o
 	return s.ReadDir(ctx, o.Root, o.Limit)
 }
 

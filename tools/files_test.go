@@ -157,3 +157,34 @@ func TestListGlobAndGrepShowWhatWasFoundAndSayIfThereIsMore(t *testing.T) {
 	assert.True(t, r.IsError)
 	assert.Contains(t, r.text(), "missing closing )")
 }
+
+func TestADirectoryIsListedByNameWithItsDirectoriesMarked(t *testing.T) {
+	c, sess := withFiles(t, nil)
+	sess.entries = []sandbox.FileInfo{{Name: "z", Type: "file"}, {Name: "b", Type: "dir"}, {Name: "a", Type: "file"}}
+	r := c.call("list_files", `{"limit":2}`)
+	assert.Regexp(t, `(?s)^file .*  a\ndir .*  b/\n\[2 entries, and there are more`, r.text())
+	got := decodeAs[EntriesResult](t, r)
+	assert.Equal(t, "b", got.Entries[1].Name, "the mark is for readers only")
+	assert.True(t, got.Truncated)
+	sess.entries = sess.entries[:1]
+	assert.Contains(t, c.call("list_files", `{}`).text(), "[1 entry]")
+}
+
+func TestAGlobMayBeAWholePath(t *testing.T) {
+	c, sess := withFiles(t, nil)
+	sess.entries = []sandbox.FileInfo{{Name: "a/x.go", Type: "file"}}
+	for pattern, want := range map[string]sandbox.GlobOptions{
+		"/src/**/*.go": {Root: "/src", Pattern: "**/*.go", Limit: 1000},
+		"/etc/passwd":  {Root: "/etc", Pattern: "passwd", Limit: 1000},
+		"/*":           {Root: "/", Pattern: "*", Limit: 1000},
+		"*.go":         {Pattern: "*.go", Limit: 1000},
+	} {
+		r := c.call("glob", fmt.Sprintf(`{"pattern":%q}`, pattern))
+		require.False(t, r.IsError, r.text())
+		assert.Equal(t, want, sess.globbed, pattern)
+	}
+	r := c.call("glob", `{"pattern":"/src/**/*.go"}`)
+	assert.Equal(t, "/src/a/x.go", decodeAs[EntriesResult](t, r).Entries[0].Name, "the other tools can take it as it is")
+	assert.Contains(t, c.call("glob", `{"pattern":"/src/*","path":"/src"}`).text(), "leave `path` out")
+	assert.Contains(t, c.call("glob", `{"pattern":"/"}`).text(), "names a directory; list_files")
+}

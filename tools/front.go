@@ -199,7 +199,9 @@ func (f *front) admit(line []byte) bool {
 	return true
 }
 
-// noted deals with a notification. mcp-go would answer one that it cannot read.
+// noted deals with a notification. mcp-go would answer one that it cannot read,
+// and takes "1" for 1 when it cancels: cancellations end here, since all that
+// can take time has its context from the table of requests.
 func (f *front) noted(m envelope) bool {
 	if len(m.Params) > 0 && m.Params[0] != '{' && string(m.Params) != "null" {
 		f.log.Warn("notification without readable params", "method", short(m.Method, 60))
@@ -213,6 +215,7 @@ func (f *front) noted(m envelope) bool {
 		if key, err := rawKey(p.RequestID); err == nil {
 			f.requests.cancel(key)
 		}
+		return false
 	}
 	return true
 }

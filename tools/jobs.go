@@ -3,6 +3,7 @@ package tools
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
@@ -26,7 +27,7 @@ type jobInputArgs struct {
 
 type jobStopArgs struct {
 	JobID   string `json:"job_id" need:"yes" min:"1" max:"128" doc:"The job, as exec named it."`
-	Signal  string `json:"signal" enum:"TERM,INT,HUP,QUIT,KILL,USR1,USR2" default:"TERM" doc:"Signal for the job's process group. TERM is followed by KILL after 2 seconds; the others are sent alone."`
+	Signal  string `json:"signal" enum:"TERM,INT,HUP,QUIT,KILL,USR1,USR2,SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGKILL,SIGUSR1,SIGUSR2" default:"TERM" doc:"Signal for the job's process group, with or without SIG. TERM is followed by KILL after 2 seconds; the others are sent alone."`
 	Session string `json:"session" max:"128" doc:"Id of the session that the job runs in. Default: this connection's own."`
 }
 
@@ -36,6 +37,7 @@ type JobState struct {
 	State      string `json:"state" jsonschema:"running or exited"`
 	ExitCode   *int   `json:"exit_code,omitempty" jsonschema:"once it has exited"`
 	Signal     string `json:"signal,omitempty" jsonschema:"the signal that ended it"`
+	TimedOut   bool   `json:"timed_out,omitempty" jsonschema:"whether timeout_ms of exec ended it"`
 	TotalBytes int64  `json:"total_bytes" jsonschema:"bytes of output that it has written so far"`
 }
 
@@ -123,7 +125,7 @@ func outputReply(chunk sandbox.OutputChunk, n int) *reply {
 		text += "\n"
 	}
 	if r.Dropped > 0 {
-		text = fmt.Sprintf("[%d bytes from the asked offset on are not kept any more]\n", r.Dropped) + text
+		text = fmt.Sprintf("[%s from the asked offset on not kept any more]\n", counted(r.Dropped, "byte")) + text
 	}
 	text += "[" + describe(r.JobState)
 	if r.More {
@@ -156,7 +158,7 @@ func (s *Server) jobStop(ctx context.Context, c *call, a *jobStopArgs) (*reply, 
 		return nil, err
 	}
 	if job.State == sandbox.JobRunning {
-		if err := stop(ctx, sess, job, a.Signal); err != nil {
+		if err := stop(ctx, sess, job, strings.TrimPrefix(a.Signal, "SIG")); err != nil {
 			return nil, err
 		}
 	}
@@ -210,13 +212,15 @@ func jobReply(ctx context.Context, sess Session, id string) (*reply, error) {
 func stateOf(job sandbox.Job) JobState {
 	s := JobState{JobID: job.ID, State: string(job.State), TotalBytes: job.Output}
 	if job.Exit != nil {
-		s.ExitCode, s.Signal = &job.Exit.Code, job.Exit.Signal
+		s.ExitCode, s.Signal, s.TimedOut = &job.Exit.Code, job.Exit.Signal, job.Exit.TimedOut
 	}
 	return s
 }
 
 func describe(s JobState) string {
 	switch {
+	case s.TimedOut && s.ExitCode != nil:
+		return fmt.Sprintf("job %s timed out and was ended, exit code %d", s.JobID, *s.ExitCode)
 	case s.Signal != "" && s.ExitCode != nil:
 		return fmt.Sprintf("job %s was ended by %s, exit code %d", s.JobID, s.Signal, *s.ExitCode)
 	case s.ExitCode != nil:

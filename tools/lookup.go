@@ -32,7 +32,7 @@ func (s *Server) session(ctx context.Context, c *call, id string) (Session, erro
 		return nil, s.noSession(id, err)
 	}
 	if info := sess.Info(); info.State == sandbox.StateClosed {
-		return nil, toolErrorf("session %s has ended: %s. Its files and processes are gone. %s", info.ID, reasonOf(info), s.validIDs())
+		return nil, toolErrorf("session %s has ended: %sIts files and processes are gone. %s", info.ID, sentence(reasonOf(info, 2000)), s.validIDs())
 	}
 	c.sess = sess
 	return sess, nil
@@ -78,18 +78,38 @@ func (s *Server) explain(ctx context.Context, c *call, name string, err error) s
 		return name + " was cancelled"
 	case errors.Is(err, sandbox.ErrClosed):
 		if c.sess != nil && c.sess.Info().State == sandbox.StateClosed {
-			return fmt.Sprintf("%s failed because the session %s ended meanwhile: %s. Its files and processes are gone. "+
-				"The next call without `session` gets a new, empty one.", name, c.sess.ID(), reasonOf(c.sess.Info()))
+			return fmt.Sprintf("%s failed because the session %s ended meanwhile: %sIts files and processes are gone. "+
+				"The next call without `session` gets a new, empty one.", name, c.sess.ID(), sentence(reasonOf(c.sess.Info(), 2000)))
 		}
-		return fmt.Sprintf("%s failed: %s. The session's files and processes are gone.", name, err)
+		return fmt.Sprintf("%s failed: %sThe session's files and processes are gone.", name, sentence(err.Error()))
 	case errors.Is(err, sandbox.ErrNoJob):
-		return fmt.Sprintf("%s. %s", err, s.validJobs(ctx, c.sess))
+		text := err.Error()
+		if strings.HasPrefix(text, "no process ") { // the guest's own words say it already
+			text = strings.TrimSuffix(text, ": "+sandbox.ErrNoJob.Error())
+		}
+		return fmt.Sprintf("%s. %s", text, s.validJobs(ctx, c.sess))
 	case errors.As(err, &file):
 		return fmt.Sprintf("%s failed: %s%s", name, err, hintFor(file))
 	case errors.Is(err, sandbox.ErrChanged):
 		return fmt.Sprintf("%s: the file was not changed, because its content is not what if_sha256 says (%s). Read it again first.", name, err)
 	}
-	return fmt.Sprintf("%s failed: %s", name, err)
+	return fmt.Sprintf("%s failed: %s", name, plain(err))
+}
+
+// plain is an error's text without the names of the classes that sandbox puts at
+// its end for callers to branch on: the text before says the same and more.
+func plain(err error) string {
+	if !errors.Is(err, sandbox.ErrInvalid) && !errors.Is(err, sandbox.ErrLimit) {
+		return err.Error()
+	}
+	lines := strings.Split(err.Error(), "\n")
+	for i, line := range lines {
+		for _, class := range []error{sandbox.ErrInvalid, sandbox.ErrLimit} {
+			line = strings.TrimSuffix(line, ": "+class.Error())
+		}
+		lines[i] = line
+	}
+	return strings.Join(lines, "\n")
 }
 
 // hintFor adds what usually helps.

@@ -37,6 +37,7 @@ type ReadFileResult struct {
 	SHA256      string `json:"sha256,omitempty" jsonschema:"of the whole file, for if_sha256 of write_file"`
 	MIMEType    string `json:"mime_type,omitempty" jsonschema:"kind of a file that is not text"`
 	Truncated   bool   `json:"truncated" jsonschema:"whether the file has more than content, or a long line was cut"`
+	LineEndings string `json:"line_endings,omitempty" jsonschema:"crlf where all lines of the file end with \\r\\n, mixed where some do; content has plain newlines"`
 	InvalidUTF8 bool   `json:"invalid_utf8,omitempty" jsonschema:"whether bytes that are not UTF-8 were replaced; do not write such content back"`
 	Noted
 }
@@ -59,32 +60,40 @@ func (s *Server) readFile(ctx context.Context, c *call, a *readFileArgs) (*reply
 	if err != nil {
 		return nil, err
 	}
+	info, err := regularFile(ctx, sess, a.Path)
+	if err != nil {
+		return nil, err
+	}
 	if a.Encoding == "base64" {
 		return readBytes(ctx, sess, a)
 	}
-	lines, err := sess.ReadLines(ctx, a.Path, a.Offset, a.Limit, resultChars)
+	if info.Size > textBytes {
+		return nil, toolErrorf("%s has %d bytes, which is too much to count its lines; exec with head, tail or sed -n shows a part, and so does encoding=base64",
+			short(a.Path, 200), info.Size)
+	}
+	lines, err := readLines(ctx, sess, a.Path, a.Offset, a.Limit, resultChars)
 	if err != nil {
 		return nil, err
 	}
 	if lines.Binary {
 		return readBinary(ctx, sess, a, lines)
 	}
-	if len(lines.Lines) == 0 && a.Offset > 1 && a.Offset > lines.TotalLines {
-		return nil, toolErrorf("%s has only %d lines; there is none at offset %d", short(a.Path, 200), lines.TotalLines, a.Offset)
+	if len(lines.Lines.Lines) == 0 && a.Offset > 1 && a.Offset > lines.TotalLines {
+		return nil, toolErrorf("%s has only %s; there is none at offset %d", short(a.Path, 200), counted(lines.TotalLines, "line"), a.Offset)
 	}
 	return fit(resultChars, func(n int) *reply { return linesReply(a.Path, lines, n) }), nil
 }
 
 // linesReply shows whole lines of at most n bytes together, the first line cut
 // if it alone is longer.
-func linesReply(path string, l sandbox.Lines, n int) *reply {
+func linesReply(path string, l *textFile, n int) *reply {
 	r := &ReadFileResult{
 		Path: path, Encoding: "text", FirstLine: l.First, TotalLines: l.TotalLines,
-		Size: l.Size, SHA256: l.SHA256, Truncated: l.Truncated,
+		Size: l.Size, SHA256: l.SHA256, Truncated: l.Truncated, LineEndings: l.endings(),
 	}
 	var plain, numbered strings.Builder
 	left := n
-	for i, line := range l.Lines {
+	for i, line := range l.Lines.Lines {
 		if len(line)+1 > left {
 			r.Truncated = true
 			if i > 0 || left == 0 {
@@ -113,6 +122,12 @@ func linesReply(path string, l sandbox.Lines, n int) *reply {
 	default:
 		text += fmt.Sprintf("[lines %d to %d of %d]", l.First, next-1, l.TotalLines)
 	}
+	switch r.LineEndings {
+	case "crlf":
+		text += "\n[all lines end with \\r\\n; edit_file needs \\r\\n in old_string and new_string, and write_file writes what it is given]"
+	case "mixed":
+		text += fmt.Sprintf("\n[line ends are mixed: \\r\\n at %s and \\n alone at %s; edit_file needs them as they are]", counted(l.crlf, "line"), counted(l.lf, "line"))
+	}
 	if r.InvalidUTF8 {
 		text += "\n[bytes that are not UTF-8 are shown as \uFFFD; do not write this back]"
 	}
@@ -120,7 +135,7 @@ func linesReply(path string, l sandbox.Lines, n int) *reply {
 }
 
 // readBinary shows a picture, or says what a file is.
-func readBinary(ctx context.Context, sess Session, a *readFileArgs, l sandbox.Lines) (*reply, error) {
+func readBinary(ctx context.Context, sess Session, a *readFileArgs, l *textFile) (*reply, error) {
 	data, _, err := readRange(ctx, sess, a.Path, 0, imageBytes+1)
 	if err != nil {
 		return nil, err
@@ -130,12 +145,12 @@ func readBinary(ctx context.Context, sess Session, a *readFileArgs, l sandbox.Li
 	isImage := slices.Contains(imageTypes, kind)
 	if isImage && len(data) <= imageBytes {
 		return &reply{
-			data: r, text: fmt.Sprintf("[%s, %s, %d bytes]", a.Path, kind, l.Size),
+			data: r, text: fmt.Sprintf("[%s, %s, %s]", a.Path, kind, counted(l.Size, "byte")),
 			blocks: []mcp.Content{mcp.NewImageContent(base64.StdEncoding.EncodeToString(data), kind)},
 		}, nil
 	}
 	r.Truncated = true
-	text := fmt.Sprintf("[%s is not text: %s, %d bytes. encoding=base64 reads its bytes; commands such as file, xxd or strings show more]", a.Path, kind, l.Size)
+	text := fmt.Sprintf("[%s is not text: %s, %s. encoding=base64 reads its bytes; exec with file, od -c or python3 shows more]", a.Path, kind, counted(l.Size, "byte"))
 	if isImage {
 		text = fmt.Sprintf("[%s is a picture of %d bytes (%s); at most %d are shown. Make it smaller first]", a.Path, l.Size, kind, imageBytes)
 	}
@@ -146,22 +161,31 @@ func readBinary(ctx context.Context, sess Session, a *readFileArgs, l sandbox.Li
 func readBytes(ctx context.Context, sess Session, a *readFileArgs) (*reply, error) {
 	const most = (resultChars - notesChars - 4000) / 2 / 4 * 3
 	offset, limit := int64(a.Offset-1), int64(min(a.Limit, most))
-	data, info, err := readRange(ctx, sess, a.Path, offset, limit)
+	// One more than is shown: the sizes that /proc and /sys tell are not those of
+	// the content.
+	data, info, err := readRange(ctx, sess, a.Path, offset, limit+1)
 	if err != nil {
 		return nil, err
 	}
-	r := &ReadFileResult{
-		Path: a.Path, Encoding: "base64", Content: base64.StdEncoding.EncodeToString(data), Size: info.Size,
+	if len(data) == 0 && offset > 0 {
+		return nil, toolErrorf("%s has no byte at offset %d", short(a.Path, 200), a.Offset)
 	}
+	more := int64(len(data)) > limit
+	data = data[:min(int64(len(data)), limit)]
 	end := offset + int64(len(data))
-	if offset == 0 && end >= info.Size {
+	r := &ReadFileResult{
+		Path: a.Path, Encoding: "base64", Content: base64.StdEncoding.EncodeToString(data), Size: end, Truncated: more,
+	}
+	switch {
+	case more:
+		r.Size, r.NextOffset = max(info.Size, end+1), end+1
+	case offset == 0:
 		sum := sha256.Sum256(data)
 		r.SHA256 = hex.EncodeToString(sum[:])
 	}
-	text := fmt.Sprintf("[bytes %d to %d of %d]", a.Offset, end, info.Size)
-	if r.Truncated = end < info.Size; r.Truncated {
-		r.NextOffset = end + 1
-		text = fmt.Sprintf("[bytes %d to %d of %d; read on with offset %d]", a.Offset, end, info.Size, r.NextOffset)
+	text := fmt.Sprintf("[bytes %d to %d of %d]", a.Offset, end, r.Size)
+	if more {
+		text = fmt.Sprintf("[bytes %d to %d of %d; read on with offset %d]", a.Offset, end, r.Size, r.NextOffset)
 	}
 	return &reply{data: r, text: r.Content + "\n" + text}, nil
 }

@@ -3,6 +3,7 @@ package tools
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strings"
 
 	"github.com/mark3labs/mcp-go/mcp"
@@ -100,6 +101,14 @@ func (r *reply) result(notes []string) *mcp.CallToolResult {
 		out.StructuredContent = r.data
 	}
 	return out
+}
+
+// counted is a number with its noun.
+func counted[N int | int64](n N, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 // failure is a reply that tells what went wrong.

@@ -42,6 +42,8 @@ func (s *Server) readOutput(ctx context.Context, r mcp.ReadResourceRequest) ([]m
 	if err != nil || offset < 0 {
 		return nil, fmt.Errorf("resource %q: offset must be a number of bytes", short(uri, 100))
 	}
+	ctx, cancel := s.requests.attach(ctx, r.Header.Get(requestHeader))
+	defer cancel()
 	leave, err := s.enter(false)
 	if err != nil {
 		return nil, err

@@ -29,11 +29,11 @@ type Session interface {
 	Signal(ctx context.Context, id, signal string) error
 	Release(ctx context.Context, id string) error
 
-	// Open reads limit bytes from offset on; a negative limit reads to the end.
+	// Open reads limit bytes from offset on; a limit of 0 reads to the end.
 	Open(ctx context.Context, path string, offset, limit int64) (io.ReadCloser, sandbox.FileInfo, error)
-	ReadLines(ctx context.Context, path string, first, count, maxBytes int) (sandbox.Lines, error)
 	WriteFile(ctx context.Context, path string, r io.Reader, o sandbox.WriteOptions) (sandbox.Written, error)
 	EditFile(ctx context.Context, path, old, new string, all bool, ifSHA256 string) (sandbox.EditResult, error)
+	// Stat follows links.
 	Stat(ctx context.Context, path string) (sandbox.FileInfo, error)
 	ReadDir(ctx context.Context, path string, limit int) (entries []sandbox.FileInfo, truncated bool, err error)
 	Glob(ctx context.Context, o sandbox.GlobOptions) (matches []sandbox.FileInfo, truncated bool, err error)

@@ -3,9 +3,12 @@ package tools
 import (
 	"context"
 	"fmt"
+	"path"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/bmatcuk/doublestar/v4"
 	"github.com/mark3labs/mcp-go/mcp"
 
 	"github.com/gondolin-go/gondolin/sandbox"
@@ -18,7 +21,7 @@ type listFilesArgs struct {
 }
 
 type globArgs struct {
-	Pattern string `json:"pattern" need:"yes" min:"1" max:"4096" doc:"Pattern for paths below path, such as **/*.go: * and ? within a name, ** over directories, [a-z], {a,b}."`
+	Pattern string `json:"pattern" need:"yes" min:"1" max:"4096" doc:"Pattern for paths below path, such as **/*.go: * and ? within a name, ** over directories, [a-z], {a,b}. One that begins with / is for whole paths; then leave path out."`
 	Path    string `json:"path" max:"4096" doc:"Directory to search. Default: the session's."`
 	Limit   int    `json:"limit" min:"1" max:"10000" default:"1000" doc:"Most paths to return."`
 	Session string `json:"session" max:"128" doc:"Id of the session to look in. Default: this connection's own."`
@@ -36,9 +39,12 @@ type grepArgs struct {
 	Session    string `json:"session" max:"128" doc:"Id of the session to look in. Default: this connection's own."`
 }
 
+// listedMost is the most that a session gives of a directory.
+const listedMost = 10000
+
 // Entry is one file in a result.
 type Entry struct {
-	Name     string `json:"name" jsonschema:"name in the directory, or path below the directory searched"`
+	Name     string `json:"name" jsonschema:"name in the directory, or path below the directory searched; the whole path where the pattern was one"`
 	Type     string `json:"type" jsonschema:"file, dir, symlink, device, pipe or socket"`
 	Size     int64  `json:"size" jsonschema:"bytes"`
 	Mode     string `json:"mode" jsonschema:"permissions in octal"`
@@ -72,7 +78,7 @@ func (s *Server) addSearch() {
 	look := hints{readOnly: true, idempotent: true}
 	add(s, tool[listFilesArgs]{
 		name: "list_files", title: "List a directory",
-		doc:   "List a directory of the machine with type, size and permissions of each entry.",
+		doc:   "List a directory of the machine by name, with type, size and permissions of each entry.",
 		hints: look, output: mcp.WithOutputSchema[EntriesResult](), run: s.listFiles,
 	})
 	add(s, tool[globArgs]{
@@ -92,9 +98,15 @@ func (s *Server) listFiles(ctx context.Context, c *call, a *listFilesArgs) (*rep
 	if err != nil {
 		return nil, err
 	}
-	found, more, err := sess.ReadDir(ctx, a.Path, a.Limit)
+	// The guest lists in the file system's order: what comes first by name is only
+	// known once all are there.
+	found, more, err := sess.ReadDir(ctx, a.Path, listedMost)
 	if err != nil {
 		return nil, err
+	}
+	found = slices.SortedFunc(slices.Values(found), func(x, y sandbox.FileInfo) int { return strings.Compare(x.Name, y.Name) })
+	if len(found) > a.Limit {
+		found, more = found[:a.Limit], true
 	}
 	return entriesReply(found, more, "[the directory is empty]"), nil
 }
@@ -104,9 +116,25 @@ func (s *Server) glob(ctx context.Context, c *call, a *globArgs) (*reply, error)
 	if err != nil {
 		return nil, err
 	}
-	found, more, err := sess.Glob(ctx, sandbox.GlobOptions{Root: a.Path, Pattern: a.Pattern, Limit: a.Limit})
+	root, pattern := a.Path, a.Pattern
+	absolute := strings.HasPrefix(pattern, "/")
+	if absolute {
+		if a.Path != "" {
+			return nil, toolErrorf("`pattern` is absolute (%s) and `path` is given too; leave `path` out, or write the pattern from there on", short(pattern, 200))
+		}
+		if root, pattern = doublestar.SplitPattern(pattern); pattern == "" {
+			return nil, toolErrorf("`pattern` (%s) names a directory; list_files shows what is in it", short(a.Pattern, 200))
+		}
+	}
+	found, more, err := sess.Glob(ctx, sandbox.GlobOptions{Root: root, Pattern: pattern, Limit: a.Limit})
 	if err != nil {
 		return nil, err
+	}
+	if absolute {
+		found = slices.Clone(found)
+		for i := range found {
+			found[i].Name = path.Join(root, found[i].Name)
+		}
 	}
 	return entriesReply(found, more, "[nothing matches; ** reaches into directories, as in **/*.go]"), nil
 }
@@ -120,12 +148,15 @@ func entriesReply(found []sandbox.FileInfo, more bool, empty string) *reply {
 			e := entryOf(f)
 			r.Entries = append(r.Entries, e)
 			fmt.Fprintf(&b, "%-7s %s %12d  %s", e.Type, e.Mode, e.Size, e.Name)
+			if e.Type == "dir" {
+				b.WriteByte('/')
+			}
 			if e.Target != "" {
 				fmt.Fprintf(&b, " -> %s", e.Target)
 			}
 			b.WriteByte('\n')
 		}
-		return &reply{data: r, text: b.String() + ending(n, r.Truncated, empty, "entries")}
+		return &reply{data: r, text: b.String() + ending(n, r.Truncated, empty, "entry", "entries")}
 	})
 }
 
@@ -149,7 +180,11 @@ func clean(name string) string {
 	return name
 }
 
-func ending(n int, more bool, empty, what string) string {
+func ending(n int, more bool, empty, one, many string) string {
+	what := many
+	if n == 1 {
+		what = one
+	}
 	switch {
 	case more:
 		return fmt.Sprintf("[%d %s, and there are more; narrow the search]", n, what)
@@ -185,6 +220,6 @@ func (s *Server) grep(ctx context.Context, c *call, a *grepArgs) (*reply, error)
 			}
 			fmt.Fprintf(&b, "%s%s%d%s%s\n", m.Path, mark, m.Line, mark, m.Text)
 		}
-		return &reply{data: r, text: b.String() + ending(n, r.Truncated, "[no line matches]", "lines")}
+		return &reply{data: r, text: b.String() + ending(n, r.Truncated, "[no line matches]", "line", "lines")}
 	}), nil
 }

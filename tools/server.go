@@ -57,6 +57,9 @@ func New(o Options) *Server {
 		// The only way in mcp-go for a handler to learn the id of its request.
 		r.Header.Set(requestHeader, decodedKey(id))
 	})
+	hooks.AddBeforeReadResource(func(_ context.Context, id any, r *mcp.ReadResourceRequest) {
+		r.Header.Set(requestHeader, decodedKey(id))
+	})
 	s.mcp = server.NewMCPServer("gondolin", o.Version,
 		server.WithTitle("Gondolin sandbox"),
 		server.WithDescription("Runs commands and edits files in a virtual machine that belongs to this session alone."),

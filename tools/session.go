@@ -194,7 +194,7 @@ func (s *Server) sessionsReply(action, id, text string) *reply {
 		case n < len(all):
 			fmt.Fprintf(&b, "[%d of %d sessions]", n, len(all))
 		default:
-			fmt.Fprintf(&b, "[%d session(s)]", n)
+			fmt.Fprintf(&b, "[%s]", counted(n, "session"))
 		}
 		if len(workspace) > 0 {
 			b.WriteString("\n" + workspaceNote(workspace))
@@ -211,7 +211,7 @@ func sessionInfo(info sandbox.Info, standard string) SessionInfo {
 		Commands: info.Processes,
 	}
 	if info.State == sandbox.StateClosed {
-		e.Reason = reasonOf(info)
+		e.Reason = reasonOf(info, 400)
 	}
 	if !info.Created.IsZero() {
 		e.AgeSeconds = int64(time.Since(info.Created).Seconds())
@@ -220,7 +220,8 @@ func sessionInfo(info sandbox.Info, standard string) SessionInfo {
 }
 
 func (e SessionInfo) line() string {
-	line := fmt.Sprintf("%s  %s  %d CPUs, %d MiB memory, %d commands, %d s old", e.ID, e.State, e.CPUs, e.MemoryMiB, e.Commands, e.AgeSeconds)
+	line := fmt.Sprintf("%s  %s  %s, %d MiB memory, %s, %d s old", e.ID, e.State,
+		counted(e.CPUs, "CPU"), e.MemoryMiB, counted(e.Commands, "command"), e.AgeSeconds)
 	if e.Default {
 		line += "  (default)"
 	}
@@ -228,7 +229,7 @@ func (e SessionInfo) line() string {
 		line += "  " + e.Label
 	}
 	if e.Reason != "" {
-		line += "  ended: " + e.Reason
+		line += "  ended: " + strings.ReplaceAll(e.Reason, "\n", "\n    ")
 	}
 	return line
 }

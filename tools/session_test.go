@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -102,6 +103,30 @@ func TestASessionThatEndsDuringACallSaysWhy(t *testing.T) {
 	assert.Contains(t, r.text(), "files and processes are gone")
 }
 
+func TestTheLastLinesOfADeadMachineStayLines(t *testing.T) {
+	const reason = "the machine powered off\nlast lines of the console:\n[1.0] Out of memory\r\n[1.1]\tsandboxd was ended by killed"
+	const shown = "the machine powered off\nlast lines of the console:\n[1.0] Out of memory\n[1.1] sandboxd was ended by killed\n"
+	boxes := newFakeBoxes()
+	c := dial(t, Options{Sandboxes: boxes})
+	c.call("list_files", `{}`)
+	sess := boxes.session("vm-1")
+	sess.run = func(context.Context, sandbox.Command) (sandbox.Exit, error) {
+		sess.closeFor(reason)
+		return sandbox.Exit{}, sandbox.ErrClosed
+	}
+	assert.Contains(t, c.call("exec", `{"command":"x"}`).text(), "ended meanwhile: "+shown+"Its files")
+	assert.Contains(t, c.call("exec", `{"command":"x","session":"vm-1"}`).text(), "has ended: "+shown+"Its files")
+	r := c.call("exec", `{"command":"echo"}`)
+	assert.Contains(t, r.text(), "[The previous session vm-1 ended: "+shown+"Its files")
+	assert.Contains(t, decodeAs[ExecResult](t, r).Notes[0], shown)
+
+	// A flood of them keeps the reason itself and the end.
+	long := reasonOf(sandbox.Info{Reason: "QEMU ended\n" + strings.Repeat("noise\n", 10000) + "panic: the cause"}, 600)
+	assert.Less(t, len(long), 700)
+	assert.True(t, strings.HasPrefix(long, "QEMU ended\n…"), long)
+	assert.True(t, strings.HasSuffix(long, "\npanic: the cause"), long)
+}
+
 func TestSessionsAreCreatedListedResetAndClosed(t *testing.T) {
 	c := dial(t, Options{Limits: sandbox.Limits{CPUs: 4}})
 	r := c.call("session", `{"action":"create","label":"second","cpus":2,"memory_mib":512,"idle_seconds":60}`)
@@ -148,4 +173,15 @@ func TestALimitIsAClearAnswer(t *testing.T) {
 	c := dial(t, Options{Sandboxes: boxes})
 	assert.Contains(t, c.call("session", `{"action":"create"}`).text(), "max_sessions")
 	assert.Contains(t, c.call("exec", `{"command":"x"}`).text(), "max_sessions")
+}
+
+func TestTheInstructionsSayWhenExactlyAMachineEnds(t *testing.T) {
+	for want, limits := range map[string]sandbox.Limits{
+		"when it is closed or the client ends.":                                                  {},
+		"when it is closed, after 30m without a call, or the client ends.":                       {Idle: 30 * time.Minute},
+		"when it is closed, 8h after its start, or the client ends.":                             {Wall: 8 * time.Hour},
+		"when it is closed, after 1m30s without a call, 8h after its start, or the client ends.": {Idle: 90 * time.Second, Wall: 8 * time.Hour},
+	} {
+		assert.Contains(t, instructions(Options{Limits: limits}.withDefaults()), want)
+	}
 }

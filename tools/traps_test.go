@@ -160,7 +160,20 @@ func TestIdsOfDifferentKindsAreDifferentAndOneInUseIsRefused(t *testing.T) {
 	c.send(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"1"}}`)
 	assert.Contains(t, string(c.answer(`"1"`).Result), "cancelled")
 	close(b.release)
-	c.end(1) // answered; mcp-go shares one cancel key between 1 and "1", so it may be cancelled too
+	assert.False(t, c.end(1).IsError)
+}
+
+func TestReadingAResourceCanBeCancelledToo(t *testing.T) {
+	c := dial(t, Options{})
+	c.call("exec", `{"command":"server","background":true}`)
+	mute := make(chan string, 1)
+	c.boxes.session("vm-1").mute = mute
+	c.send(`{"jsonrpc":"2.0","id":"r","method":"resources/read","params":{"uri":"gondolin://session/vm-1/job/job-1/output"}}`)
+	wait(t, mute, "the read")
+	c.send(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"r"}}`)
+	m := c.answer(`"r"`)
+	require.NotNil(t, m.Error)
+	assert.Contains(t, m.Error.Message, "canceled")
 }
 
 func TestABurstOfOutputNeverLosesTheResultAndProgressStaysRare(t *testing.T) {

@@ -3,7 +3,10 @@ package tools
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -114,7 +117,7 @@ func (s *Server) writeFile(ctx context.Context, c *call, a *writeFileArgs) (*rep
 		done = "Created"
 	}
 	return &reply{
-		text: fmt.Sprintf("%s %s: %d bytes, sha256 %s.", done, a.Path, w.Bytes, w.SHA256),
+		text: fmt.Sprintf("%s %s: %s, sha256 %s.", done, a.Path, counted(w.Bytes, "byte"), w.SHA256),
 		data: &WriteFileResult{Path: a.Path, Bytes: w.Bytes, SHA256: w.SHA256, Created: w.Created},
 	}, nil
 }
@@ -127,9 +130,20 @@ func (s *Server) editFile(ctx context.Context, c *call, a *editFileArgs) (*reply
 	if err != nil {
 		return nil, err
 	}
-	e, err := sess.EditFile(ctx, a.Path, a.OldString, a.NewString, a.ReplaceAll, "")
+	before, err := textToEdit(ctx, sess, a.Path)
 	if err != nil {
-		return nil, editError(ctx, sess, a, err)
+		return nil, err
+	}
+	// The digest makes sure that what is replaced is what was judged.
+	sum := sha256.Sum256(before)
+	e, err := sess.EditFile(ctx, a.Path, a.OldString, a.NewString, a.ReplaceAll, hex.EncodeToString(sum[:]))
+	switch {
+	case errors.Is(err, sandbox.ErrChanged):
+		return nil, toolErrorf("nothing was changed: %s was changed by something else meanwhile; read it again and repeat the call", short(a.Path, 200))
+	case errors.Is(err, sandbox.ErrNoMatch):
+		return nil, noMatch(a, before)
+	case err != nil:
+		return nil, err
 	}
 	diff := unifiedDiff(a.Path, e.Before, e.After)
 	return fit(20000, func(n int) *reply {
@@ -138,10 +152,37 @@ func (s *Server) editFile(ctx context.Context, c *call, a *editFileArgs) (*reply
 			r.Truncated = true
 			r.Diff = string(cutEnd([]byte(diff[:n])))
 		}
-		text := fmt.Sprintf("Replaced %d occurrence(s) in %s.\n%s", r.Replacements, a.Path, r.Diff)
+		text := fmt.Sprintf("Replaced %s in %s.\n%s", counted(r.Replacements, "occurrence"), a.Path, r.Diff)
 		if r.Truncated {
 			text += "\n[the diff is longer]"
 		}
 		return &reply{data: r, text: text}
 	}), nil
+}
+
+// editBytes is the largest file that edit_file takes, which is also what
+// sandbox edits.
+const editBytes = 32 << 20
+
+// textToEdit reads a whole file and refuses what edit_file would damage or
+// could not show.
+func textToEdit(ctx context.Context, sess Session, path string) ([]byte, error) {
+	info, err := regularFile(ctx, sess, path)
+	if err != nil {
+		return nil, err
+	}
+	var data []byte
+	if info.Size <= editBytes {
+		// One byte more: a file of /proc does not say its size, and any may grow.
+		if data, info, err = readRange(ctx, sess, path, 0, editBytes+1); err != nil {
+			return nil, err
+		}
+	}
+	if size := max(info.Size, int64(len(data))); size > editBytes {
+		return nil, toolErrorf("nothing was changed: %s has %d bytes, and at most %d MiB can be edited; change it with sed or python3 in exec", short(path, 200), size, editBytes>>20)
+	}
+	if why := notText(data); why != "" {
+		return nil, toolErrorf("nothing was changed: %s is no text file: %s. Change it with a program, such as python3 in exec, or write it anew with write_file and encoding=base64", short(path, 200), why)
+	}
+	return data, nil
 }

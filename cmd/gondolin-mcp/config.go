@@ -24,7 +24,7 @@ func (a *app) configShow() *cobra.Command {
 	var origin, asJSON bool
 	cmd := a.withFlags(&cobra.Command{
 		Use: "show", Short: "Print what is in force, from all layers",
-		Args: usage(cobra.NoArgs),
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load()
 			if err != nil {
@@ -54,8 +54,9 @@ func (a *app) configCheck() *cobra.Command {
 	return a.withFlags(&cobra.Command{
 		Use: "check [FILE]", Short: "Report every mistake in a file, or in what is in force",
 		Long: `Report every mistake, each with its place and a remedy, and exit with 2 if there
-is one. With FILE only that file is read; without, all layers are.`,
-		Args: usage(cobra.MaximumNArgs(1)),
+is one. With FILE only that file is read; without, all layers are. What is no
+mistake but keeps sessions from starting on this machine is a warning.`,
+		Args: arguments(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			src := a.sources()
 			if len(args) > 0 {
@@ -71,6 +72,9 @@ is one. With FILE only that file is read; without, all layers are.`,
 				what = "the configuration (there is no file)"
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", what)
+			for _, problem := range impossible(c) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: no session can start with this setting here: %s\n", problem)
+			}
 			return nil
 		},
 	})
@@ -89,7 +93,7 @@ func only(env []string, name string) []string {
 func (a *app) configPath() *cobra.Command {
 	return &cobra.Command{
 		Use: "path", Short: "Print which file is read, or where it would be looked for",
-		Args: usage(cobra.NoArgs),
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			path, by := configs.Locate(a.sources())
 			if path == "" {
@@ -108,7 +112,7 @@ func configExample() *cobra.Command {
 	return &cobra.Command{
 		Use: "example [NAME]", Short: "Print an example file, by default the one with every key",
 		Long: "Print an example file: " + strings.Join(configs.Examples(), ", ") + ".",
-		Args: usage(cobra.MaximumNArgs(1)),
+		Args: arguments(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := "full"
 			if len(args) > 0 {

@@ -55,7 +55,7 @@ func (a *app) newDoctorCommand() *cobra.Command {
 		Long: `Check what sessions need: QEMU, an accelerator, the image, limits that this
 machine can bear. Each line is ok, warn or fail, with what to do about it; the
 exit code is 1 if one failed. --probe starts a machine to find out for sure.`,
-		Args: usage(cobra.NoArgs),
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load()
 			if err != nil {
@@ -132,5 +132,5 @@ func (d *doctor) checkProbe(ctx context.Context) []check {
 		return one(name, failing, "see the reason; the console's last lines often tell", "no machine started: %v", err)
 	}
 	info := s.Info()
-	return one(name, passed, "", "a machine started with %s in %.1f s", info.Accelerator, time.Since(began).Seconds())
+	return one(name, passed, "", "a machine started with %s in %s", info.Accelerator, lasted(time.Since(began)))
 }

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -66,10 +67,9 @@ func (d *doctor) checkAccelerator(context.Context) []check {
 	switch {
 	case request == string(qemu.TCG):
 		return one(name, passed, "", "tcg, because qemu.accelerator says so")
+	case accelerationProblem(request) != "":
+		return one(name, failing, "set qemu.accelerator to auto, or leave it out", "%s", strings.TrimSuffix(accelerationProblem(request), ": set it to auto"))
 	case request != "auto" && request != string(best):
-		if reason == "" {
-			reason = "this system has " + string(best)
-		}
 		return one(name, failing, "set qemu.accelerator to auto", "qemu.accelerator is %s: %s", request, reason)
 	case best == qemu.TCG:
 		return one(name, warned, slow, "auto uses tcg: %s", reason)
@@ -134,7 +134,7 @@ func (d *doctor) checkBuild(context.Context) []check {
 		}
 		do := "apt-get install mmdebstrap e2fsprogs"
 		if tool == "apt-get" || tool == "dpkg-deb" {
-			do = "on a system without apt, build from a container image: `gondolin-mcp images build --from oci:debian:12`"
+			do = "on a system without apt, build from a container image: `gondolin-mcp images build --name default --from oci:debian:12`"
 		}
 		return one(name, s, do, "%s is missing: the default image cannot be built here", tool)
 	}
@@ -186,31 +186,34 @@ func (d *doctor) checkLeftovers(context.Context) []check {
 		_ = f.Close()
 	}
 	if dead > 0 {
-		return one(name, warned, "nothing: the next server removes it", "%d sessions of killed servers left something in %s", dead, d.config.Paths.Runtime)
+		return one(name, warned, "nothing: the next server removes it", "%s of killed servers left something in %s", counted(dead, "session"), d.config.Paths.Runtime)
 	}
-	return one(name, passed, "", "none; %d sessions are open", alive)
+	return one(name, passed, "", "none; open now: %s", counted(alive, "session"))
 }
 
 func (d *doctor) checkLimits(context.Context) []check {
 	l := d.config.Limits
 	var found []check
 	if n := runtime.NumCPU(); l.CPUs > n {
-		found = append(found, one("cpus", warned, "lower limits.cpus", "limits.cpus is %d and this machine has %d", l.CPUs, n)...)
+		found = append(found, one("cpus", warned, "lower limits.cpus", "limits.cpus is %d and this machine has %s", l.CPUs, counted(n, "CPU"))...)
 	} else {
-		found = append(found, one("cpus", passed, "", "%d of %d for a session", l.CPUs, n)...)
+		found = append(found, one("cpus", passed, "", "%d of %s for a session", l.CPUs, counted(n, "CPU"))...)
 	}
 	if total, free, known := hostMemory(); known {
 		switch {
 		case l.Memory > total:
-			found = append(found, one("memory", failing, "lower limits.memory", "limits.memory is %s and this machine has %s", l.Memory, total)...)
+			found = append(found, one("memory", failing, "lower limits.memory", "limits.memory is %s and this machine has %s", l.Memory, mebibytes(total))...)
 		case l.Memory > free:
-			found = append(found, one("memory", warned, "lower limits.memory, or end other programs", "limits.memory is %s and %s are free now", l.Memory, free)...)
+			found = append(found, one("memory", warned, "lower limits.memory, or end other programs", "limits.memory is %s and %s are free now", l.Memory, mebibytes(free))...)
 		default:
-			found = append(found, one("memory", passed, "", "%s for a session, of %.1fGiB free now; at most %d sessions", l.Memory, float64(free)/1024, d.config.Sessions.Max)...)
+			found = append(found, one("memory", passed, "", "%s for a session, of %s free now; at most %s", l.Memory, mebibytes(free), counted(d.config.Sessions.Max, "session"))...)
 		}
 	}
 	return append(found, d.checkDisk()...)
 }
+
+// mebibytes writes what was measured; what is configured looks as it is written there.
+func mebibytes(n configs.Size) string { return images.FormatBytes(int64(n) << 20) }
 
 // roomy is the free space, in MiB, below which a warning is due: an image takes about that.
 const roomy = 2048
@@ -229,11 +232,11 @@ func (d *doctor) checkDisk() []check {
 	free := configs.Size(uint64(st.Bavail) * uint64(st.Bsize) >> 20)
 	switch {
 	case free < 256 && d.config.Session.Root == sandbox.RootCOW:
-		return one(name, failing, "make room, or set session.root to memory", "%s are free in %s; a session needs 256MiB", free, d.config.Paths.Cache)
+		return one(name, failing, "make room, or set session.root to memory", "%s are free in %s; a session needs 256 MiB", mebibytes(free), d.config.Paths.Cache)
 	case free < roomy:
-		return one(name, warned, "make room; `gondolin-mcp images gc` removes what is not used", "%s are free in %s", free, d.config.Paths.Cache)
+		return one(name, warned, "make room; `gondolin-mcp images gc` removes what is not used", "%s are free in %s", mebibytes(free), d.config.Paths.Cache)
 	}
-	return one(name, passed, "", "%dGiB are free in %s", free>>10, d.config.Paths.Cache)
+	return one(name, passed, "", "%s are free in %s", mebibytes(free), d.config.Paths.Cache)
 }
 
 func (d *doctor) checkFiles(context.Context) []check {
@@ -245,7 +248,7 @@ func (d *doctor) checkFiles(context.Context) []check {
 	}
 	need := uint64(own + each*d.config.Sessions.Max)
 	if uint64(limit.Cur) < need {
-		return one(name, warned, "ulimit -n "+strconv.FormatUint(need, 10)+", or lower sessions.max", "the limit is %d, and %d sessions may need %d", limit.Cur, d.config.Sessions.Max, need)
+		return one(name, warned, "ulimit -n "+strconv.FormatUint(need, 10)+", or lower sessions.max", "the limit is %d, and %s may need %d", limit.Cur, counted(d.config.Sessions.Max, "session"), need)
 	}
-	return one(name, passed, "", "%d allowed", limit.Cur)
+	return one(name, passed, "", "%d may be open", limit.Cur)
 }

@@ -15,33 +15,16 @@ import (
 	"github.com/gondolin-go/gondolin/images"
 )
 
-// usageError is a mistake in how a command was called, as against one in doing what it says.
-type usageError struct{ error }
-
-func (e usageError) Unwrap() error { return e.error }
-
-// usage wraps cobra's argument checks.
-func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
-		}
-		return nil
-	}
-}
-
 // newImagesCommand is `gondolin-mcp images`. The store's directory is asked for when a command runs, since
 // it may come from flags and configuration.
 func newImagesCommand(storeDir func() (string, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "images",
 		Short: "Build and look after guest images",
-		Args:  usage(cobra.NoArgs),
+		Args:  noSuchCommand,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%s: %w", c.CommandPath(), err)}
-	})
+	cmd.SetFlagErrorFunc(flagError)
 	open := func() (*images.Store, error) {
 		dir, err := storeDir()
 		if err != nil {
@@ -58,28 +41,34 @@ type openStore func() (*images.Store, error)
 func imagesBuild(open openStore) *cobra.Command {
 	var spec images.Spec
 	var from string
-	var maxBytes int64
+	var maxBytes byteSize
 	cmd := &cobra.Command{
 		Use:   "build",
 		Short: "Build an image, by default the one that sessions use",
 		Long: `Build an image from this machine's Debian or Ubuntu mirrors (the default), or from an OCI image, a
 directory or an archive; no container engine is needed. An image that was built before from the same
-source is not built again unless --force is given.`,
+source is not built again unless --force is given.
+
+Without further flags it builds the image that sessions use, which is called "default". Any other image
+needs --name; --name default makes it the one that sessions use.`,
 		Example: `  gondolin-mcp images build
   gondolin-mcp images build --name node --from oci:docker.io/library/node:22
   gondolin-mcp images build --name mine --from dir:./rootfs`,
-		Args: usage(cobra.NoArgs),
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkBuildFlags(cmd); err != nil {
+				return usageError{named(cmd, err)}
+			}
 			src, err := images.ParseSource(from)
 			if err != nil {
-				return usageError{err}
+				return usageError{named(cmd, err)}
 			}
 			if src.Kind != images.KindPackages && (len(spec.Source.Packages) > 0 || spec.Source.Suite != "") {
-				return usageError{fmt.Errorf("--packages and --suite go with --from packages, not with %s", src)}
+				return usageError{named(cmd, fmt.Errorf("--packages and --suite go with --from packages, not with %s", src))}
 			}
 			src.Packages, src.Suite = spec.Source.Packages, spec.Source.Suite
 			spec.Source = src
-			spec.Limits.Bytes = maxBytes
+			spec.Limits.Bytes = int64(maxBytes)
 			spec.Version = buildVersion()
 			store, err := open()
 			if err != nil {
@@ -90,14 +79,14 @@ source is not built again unless --force is given.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "image %.12s is ready after %.1f s (%s)\n",
-				img.ID(), time.Since(began).Seconds(), images.FormatBytes(img.Manifest.TotalSize()))
+			fmt.Fprintf(cmd.ErrOrStderr(), "image %.12s is ready after %s (%s)\n",
+				img.ID(), lasted(time.Since(began)), images.FormatBytes(img.Manifest.TotalSize()))
 			fmt.Fprintln(cmd.OutOrStdout(), img.ID())
 			return nil
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&spec.Name, "name", images.DefaultTag, "name of the image")
+	f.StringVar(&spec.Name, "name", images.DefaultTag, "name of the image, required with flags that make it another than the default one")
 	f.StringVar(&from, "from", images.KindPackages, "packages, oci:REF, oci-layout:DIR[:TAG], docker-archive:FILE, dir:DIR or tar:FILE")
 	f.StringSliceVar(&spec.Source.Packages, "packages", nil, "packages to install instead of the default list")
 	f.StringVar(&spec.Source.Suite, "suite", "", "distribution release (default: this machine's)")
@@ -106,8 +95,34 @@ source is not built again unless --force is given.`,
 	f.StringVar(&spec.Kernel.Modules, "modules", "", "its /lib/modules/VERSION directory")
 	f.StringVar(&spec.Arch, "arch", "", "amd64 or arm64 (default: this machine's)")
 	f.BoolVar(&spec.Force, "force", false, "build even if the same image was built before")
-	f.Int64Var(&maxBytes, "max-bytes", 0, "refuse a root file system that unpacks to more (default 32 GiB)")
+	f.Var(&maxBytes, "max-bytes", "refuse a root file system that unpacks to more, such as 4GiB (default 32GiB)")
 	return cmd
+}
+
+// makesOther are the flags that make another image than the default one.
+var makesOther = []string{"from", "packages", "suite", "kernel-from", "kernel", "modules", "arch"}
+
+// checkBuildFlags refuses flags whose value is missing, as from a variable that a script never set, and
+// keeps an image that was made otherwise from taking the name of the default one unasked.
+func checkBuildFlags(cmd *cobra.Command) error {
+	other := ""
+	for _, name := range makesOther {
+		f := cmd.Flags().Lookup(name)
+		switch value := strings.Trim(f.Value.String(), "[]"); {
+		case !f.Changed:
+		case value == "":
+			return fmt.Errorf("--%s is empty: give it a value, or leave it out", name)
+		case name != "from" || value != images.KindPackages:
+			other += fmt.Sprintf(" --%s %s", name, value)
+		}
+	}
+	switch name := cmd.Flags().Lookup("name"); {
+	case name.Changed && name.Value.String() == "":
+		return errors.New("--name is empty: give the image a name")
+	case other != "" && !name.Changed:
+		return fmt.Errorf("the image needs a name: write `gondolin-mcp images build --name NAME%s`; --name %s makes it the one that sessions use", other, images.DefaultTag)
+	}
+	return nil
 }
 
 func buildVersion() string {
@@ -138,7 +153,7 @@ func imagesList(open openStore) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the images of the store",
-		Args: usage(cobra.NoArgs),
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			store, err := open()
 			if err != nil {
@@ -171,7 +186,7 @@ func imagesList(open openStore) *cobra.Command {
 
 func describeSource(s images.SourceInfo) string {
 	if s.Kind == images.KindPackages {
-		return fmt.Sprintf("%d packages of %s", len(s.Packages), s.Suite)
+		return fmt.Sprintf("%s of %s", counted(len(s.Packages), "package"), s.Suite)
 	}
 	return s.Kind + ":" + s.Ref
 }
@@ -180,7 +195,7 @@ func imagesInspect(open openStore) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "inspect [REF]", Short: "Show what an image is made of",
-		Args: usage(cobra.MaximumNArgs(1)),
+		Args: arguments(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			store, err := open()
 			if err != nil {
@@ -230,7 +245,7 @@ func printImage(out io.Writer, img *images.Image) error {
 func imagesVerify(open openStore) *cobra.Command {
 	return &cobra.Command{
 		Use: "verify [REF...]", Short: "Hash every file of the named images, or of all",
-		Args: usage(cobra.ArbitraryArgs),
+		Args: arguments(0, anyNumber),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			store, err := open()
 			if err != nil {
@@ -260,7 +275,7 @@ func imagesVerify(open openStore) *cobra.Command {
 func imagesRemove(open openStore) *cobra.Command {
 	return &cobra.Command{
 		Use: "remove REF...", Aliases: []string{"rm"}, Short: "Remove images, or one of an image's several names",
-		Args: usage(cobra.MinimumNArgs(1)),
+		Args: arguments(1, anyNumber),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			store, err := open()
 			if err != nil {
@@ -286,10 +301,10 @@ func imagesGC(open openStore) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "gc", Short: "Remove unnamed images, downloads, old kernels and remains of killed builds",
-		Args: usage(cobra.NoArgs),
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if days < 0 {
-				return usageError{errors.New("--keep-days must not be negative")}
+				return usageError{named(cmd, errors.New("--keep-days must not be negative"))}
 			}
 			policy.Keep = time.Duration(days) * 24 * time.Hour
 			store, err := open()

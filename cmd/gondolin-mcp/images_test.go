@@ -87,10 +87,82 @@ func TestImagesCommands(t *testing.T) {
 }
 
 func TestImagesUsageErrors(t *testing.T) {
-	for _, args := range [][]string{{"build", "x"}, {"build", "--from", "floppy:a"}, {"build", "--nope"}, {"remove"}, {"gc", "--keep-days", "-1"},
+	kernel := rootAndKernel(t)[2:]
+	for _, args := range [][]string{{"build", "x"}, {"build", "--max-bytes", "-5"}, {"build", "--max-bytes", "many"}, append([]string{"build"}, kernel...), {"build", "--from", "floppy:a"}, {"build", "--nope"}, {"remove"}, {"gc", "--keep-days", "-1"},
 		{"build", "--from", "dir:/", "--packages", "a"}, {"nonsense"}} {
 		_, _, err := runImages(t, t.TempDir(), args...)
 		var usage usageError
 		require.True(t, errors.As(err, &usage), "%v: %v", args, err)
+	}
+}
+
+func TestOnlyTheDefaultBuildTakesTheNameOfTheDefaultImageUnasked(t *testing.T) {
+	store := t.TempDir()
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--from", "oci:node:22"}, "build: the image needs a name: write `gondolin-mcp images build --name NAME --from oci:node:22`; --name default makes it the one that sessions use"},
+		{[]string{"--packages", "golang,nodejs", "--suite", "trixie"}, "--name NAME --packages golang,nodejs --suite trixie`"},
+		{[]string{"--kernel-from", "default"}, "--name NAME --kernel-from default`"},
+		{[]string{"--from", ""}, "build: --from is empty"},
+		{[]string{"--name", "x", "--from="}, "build: --from is empty"},
+		{[]string{"--name", "x", "--packages", ""}, "build: --packages is empty"},
+		{[]string{"--name", "x", "--suite", ""}, "build: --suite is empty"},
+		{[]string{"--name", ""}, "build: --name is empty"},
+	} {
+		_, _, err := runImages(t, store, append([]string{"build"}, tt.args...)...)
+		var usage usageError
+		require.ErrorAs(t, err, &usage, "%v", tt.args)
+		require.ErrorContains(t, err, tt.want)
+	}
+	// What was asked for by name may replace it.
+	_, _, err := runImages(t, store, append([]string{"build", "--name", "default"}, rootAndKernel(t)...)...)
+	require.NoError(t, err)
+	out, _, err := runImages(t, store, "list")
+	require.NoError(t, err)
+	require.Regexp(t, `(?m)^default `, out)
+}
+
+func TestTheBeginningOfAnIdIsToldToBeTooShortAndAnUnknownOneNotToBeBuilt(t *testing.T) {
+	store := t.TempDir()
+	out, _, err := runImages(t, store, append([]string{"build", "--name", "mine"}, rootAndKernel(t)...)...)
+	require.NoError(t, err)
+	id := strings.TrimSpace(out)
+	for _, command := range []string{"inspect", "remove", "verify"} {
+		_, _, err = runImages(t, store, command, id[:4])
+		require.ErrorContains(t, err, "image id \""+id[:4]+"\" is too short: give at least 6 digits of it, such as "+id[:12])
+		_, _, err = runImages(t, store, command, "0123456789ab")
+		require.ErrorContains(t, err, "`gondolin-mcp images list` shows what there is")
+	}
+	out, _, err = runImages(t, store, "inspect", id[:6])
+	require.NoError(t, err)
+	require.Contains(t, out, id)
+}
+
+func TestTheErrorsOfABuildSayWhatIsWrongWithItsSource(t *testing.T) {
+	dir, kernel := t.TempDir(), rootAndKernel(t)[2:]
+	write := func(name, data string) string {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(path, []byte(data), 0o600))
+		return path
+	}
+	text, empty := write("text.tar", "hello"), write("empty.tar", "")
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "root"), 0o700))
+	write("root/file", strings.Repeat("x", 5000))
+	for from, want := range map[string]string{
+		"oci:UPPER/Case::":       `"UPPER/Case::" is no image reference: write NAME`,
+		"oci:https://host/x":     "is an address and no image reference",
+		"tar:" + text:            "archive " + text + " is no tar archive",
+		"tar:" + empty:           "archive " + empty + " is empty",
+		"docker-archive:" + text: text + " is no image archive as `docker save` writes it",
+		"oci-layout:" + dir:      dir + " is no OCI layout directory: it has no index.json",
+		"dir:" + dir + "/none":   "there is no such directory",
+		"tar:" + dir + "/none":   "there is no such file",
+		"dir:" + dir + "/root":   "directory " + dir + "/root: entry \"file\" refused: too big",
+	} {
+		_, _, err := runImages(t, t.TempDir(), append([]string{"build", "--name", "x", "--max-bytes", "3KiB", "--from", from}, kernel...)...)
+		require.ErrorContains(t, err, want)
+		require.NotContains(t, err.Error(), "hostile", "nothing of this is")
 	}
 }

@@ -40,11 +40,8 @@ func (k *keeper) take(ctx context.Context) (img *images.Image, release func(), e
 	}
 	img, err = store.Get(k.name)
 	if missing := (*images.NotFoundError)(nil); errors.As(err, &missing) {
-		switch {
-		case k.name != images.DefaultTag:
-			return nil, nil, fmt.Errorf("%w; or name another image in the key image.name", err)
-		case !k.autoBuild:
-			return nil, nil, fmt.Errorf("%w (image.auto_build is false, so it is not built by itself)", err)
+		if k.name != images.DefaultTag || !k.autoBuild {
+			return nil, nil, whyNotBuilt(err, k.name)
 		}
 		if err := k.wait(ctx, store); err != nil {
 			return nil, nil, err

@@ -57,10 +57,13 @@ const (
 )
 
 func run(ctx context.Context, args []string, stderr io.Writer) int {
-	root := newRoot(os.Environ())
+	root, app := newRoot(os.Environ())
 	root.SetArgs(args)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
+	if err == nil {
+		err = app.wrong
+	}
 	if err == nil {
 		return exitOK
 	}

@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	"runtime"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -30,6 +29,7 @@ func programVersion() string {
 // app is what the commands share.
 type app struct {
 	env   []string
+	wrong error          // of a call for help with what is no command; help itself cannot fail
 	file  string         // of --config
 	flags *pflag.FlagSet // of the configuration, shared by the commands that have them
 }
@@ -57,7 +57,7 @@ func (a *app) withFlags(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-func newRoot(env []string) *cobra.Command {
+func newRoot(env []string) (*cobra.Command, *app) {
 	a := &app{env: env, flags: configs.Flags()}
 	root := a.withFlags(&cobra.Command{
 		Use:   "gondolin-mcp",
@@ -77,8 +77,15 @@ virtual machine that belongs to the session alone.`,
 		},
 	})
 	root.SetVersionTemplate("gondolin-mcp {{.Version}}\n")
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%s: %w; see `%s --help`", c.CommandPath(), err, c.CommandPath())}
+	root.SetFlagErrorFunc(flagError)
+	help := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		if cmd.HasSubCommands() {
+			if a.wrong = noSuchCommand(cmd, cmd.Flags().Args()); a.wrong != nil {
+				return
+			}
+		}
+		help(cmd, args)
 	})
 	root.PersistentFlags().StringVar(&a.file, "config", "", "configuration `file` (default: $GONDOLIN_CONFIG, or gondolin/config.yaml in the user's configuration directory)")
 	for _, name := range everywhere {
@@ -90,7 +97,7 @@ virtual machine that belongs to the session alone.`,
 			Long: `Speak MCP on standard input and output until the input ends or a signal comes;
 then every session is closed. The default image is built at the first session
 when it is missing (image.auto_build).`,
-			Args: usage(cobra.NoArgs),
+			Args: arguments(0, 0),
 			RunE: func(cmd *cobra.Command, _ []string) error { return a.serve(cmd) },
 		}),
 		newImagesCommand(func() (string, error) {
@@ -103,26 +110,13 @@ when it is missing (image.auto_build).`,
 		a.newConfigCommand(),
 		a.newDoctorCommand(),
 		&cobra.Command{
-			Use: "version", Short: "Print the version", Args: usage(cobra.NoArgs),
+			Use: "version", Short: "Print the version", Args: arguments(0, 0),
 			Run: func(cmd *cobra.Command, _ []string) {
 				fmt.Fprintf(cmd.OutOrStdout(), "gondolin-mcp %s (%s, %s/%s)\n", programVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			},
 		},
 	)
-	return root
-}
-
-// noSuchCommand refuses what is no command, with what was probably meant.
-func noSuchCommand(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return nil
-	}
-	cmd.SuggestionsMinimumDistance = 2
-	hint := "see `" + cmd.CommandPath() + " --help`"
-	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
-		hint = "did you mean " + strings.Join(s, " or ") + "?"
-	}
-	return usageError{fmt.Errorf("unknown command %q for %q: %s", args[0], cmd.CommandPath(), hint)}
+	return root, a
 }
 
 // plugIn tells a person who started the server by hand what it is for.

@@ -121,7 +121,7 @@ func TestClosingEndsABuildAndWaitsForIt(t *testing.T) {
 
 func TestOnlyTheDefaultImageIsBuiltByItself(t *testing.T) {
 	for args, want := range map[string]string{
-		"--image=mine":       "`gondolin-mcp images build --name mine` makes it; or name another image in the key image.name",
+		"--image=mine":       "`gondolin-mcp images build --name mine --from SOURCE` makes it; or name another image in the key image.name",
 		"--auto-build=false": "image.auto_build is false",
 	} {
 		b := boxes(t, nil, args)
@@ -162,7 +162,7 @@ func TestAnUnknownSessionIsAnError(t *testing.T) {
 // buildTestImage makes an image that no machine could run.
 func buildTestImage(t *testing.T, b *sandboxes) *images.Image {
 	t.Helper()
-	_, _, err := runImages(t, b.images.dir, append([]string{"build"}, rootAndKernel(t)...)...)
+	_, _, err := runImages(t, b.images.dir, append([]string{"build", "--name", "default"}, rootAndKernel(t)...)...)
 	require.NoError(t, err)
 	store, err := images.OpenStore(b.images.dir)
 	require.NoError(t, err)
@@ -196,8 +196,11 @@ func TestASessionThatDoesNotStartGivesItsImageBack(t *testing.T) {
 
 	_, err = b.Create(t.Context(), tools.SessionOptions{}) // that QEMU only prints its version
 	require.Error(t, err)
-	_, err = store.Remove(t.Context(), img.ID())
-	require.NoError(t, err)
+	// A program that is being started holds all descriptors, and so the lock, for a moment.
+	require.Eventually(t, func() bool {
+		_, err = store.Remove(t.Context(), img.ID())
+		return err == nil
+	}, 10*time.Second, 10*time.Millisecond, "%v", err)
 }
 
 func TestAnImagesOwnSettingsReachTheSession(t *testing.T) {
@@ -218,5 +221,7 @@ func TestTheModelIsToldWhatTheImageIs(t *testing.T) {
 	b := boxes(t, nil)
 	assert.Contains(t, b.images.describe(), "Debian or Ubuntu with bash")
 	buildTestImage(t, b)
-	assert.Contains(t, b.images.describe(), "made from dir /")
+	assert.Equal(t, `the user's own image "default"`, b.images.describe(), "and not where it lay on the host")
+	assert.Equal(t, "Debian 12", release("bookworm"))
+	assert.Equal(t, "Debian or Ubuntu (unheard)", release("unheard"))
 }

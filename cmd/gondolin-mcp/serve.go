@@ -57,6 +57,9 @@ func (a *app) serve(cmd *cobra.Command) error {
 	log.Info("serving MCP on standard input and output", "version", programVersion(), "config", config.File(), "image", config.Image.Name)
 	// What is missing here is said in the log now and in the result of the first
 	// call. Ending instead would show in clients as a server that just died.
+	for _, problem := range impossible(config) {
+		log.Warn("no session can start with this setting here", "problem", problem)
+	}
 	boxes.prepare()
 	err = server.Serve(ctx, in, out)
 	switch {
@@ -88,18 +91,37 @@ func newLogger(c *configs.Config, stderr io.Writer) (*slog.Logger, func(), error
 }
 
 // describe tells a model what the machine has, as far as is known before it exists.
+// A path of the host would mean nothing to it, and is none of its business.
 func (k *keeper) describe() string {
 	packages, from := images.DefaultPackages, "Debian or Ubuntu"
 	if store, err := images.OpenStore(k.dir); err == nil {
 		if img, err := store.Get(k.name); err == nil {
-			src := img.Manifest.Source
-			if src.Kind != images.KindPackages {
-				return "made from " + src.Kind + " " + shortened(src.Ref, 120)
+			switch src := img.Manifest.Source; src.Kind {
+			case images.KindPackages:
+				packages, from = src.Packages, release(src.Suite)
+			case images.KindOCI:
+				return shortened("made from the container image "+src.Ref, 160)
+			case images.KindDir, images.KindTar:
+				return fmt.Sprintf("the user's own image %q", shortened(k.name, 64))
+			default:
+				return fmt.Sprintf("the container image that the user calls %q", shortened(k.name, 64))
 			}
-			packages, from = src.Packages, src.Suite
 		}
 	}
 	return shortened(from+" with "+strings.Join(packages, ", "), 400)
+}
+
+// releases are the names that models and people know better than a suite's.
+var releases = map[string]string{
+	"bullseye": "Debian 11", "bookworm": "Debian 12", "trixie": "Debian 13", "forky": "Debian 14", "sid": "Debian unstable",
+	"focal": "Ubuntu 20.04", "jammy": "Ubuntu 22.04", "noble": "Ubuntu 24.04", "resolute": "Ubuntu 26.04",
+}
+
+func release(suite string) string {
+	if name := releases[suite]; name != "" {
+		return name
+	}
+	return "Debian or Ubuntu (" + suite + ")"
 }
 
 func shortened(s string, most int) string {

@@ -62,14 +62,17 @@ func (r *row) verdict() string {
 // bench collects rows.
 type bench struct {
 	host  *sandbox.Host
+	dir   string // of the sockets of all hosts
 	image sandbox.Image
 	only  string
 	rows  []row
 }
 
+func (b *bench) skips(r row) bool { return b.only != "" && !strings.Contains(r.Name, b.only) }
+
 // measure takes n samples and enters them as a row.
 func (b *bench) measure(r row, n int, sample func() (float64, error)) error {
-	if b.only != "" && !strings.Contains(r.Name, b.only) {
+	if b.skips(r) {
 		return nil
 	}
 	fmt.Fprintf(os.Stderr, "measuring %s\n", r.Name)
@@ -106,7 +109,7 @@ func run(ctx context.Context, jsonFile, only, name string) error {
 		return err
 	}
 	defer host.Close()
-	b := &bench{host: host, only: only, image: sandbox.Image{
+	b := &bench{host: host, dir: dir, only: only, image: sandbox.Image{
 		ID: img.ID(), Kernel: img.Path(images.KernelFile), Modules: img.Path(images.ModulesFile), RootDisk: img.Path(images.RootFile),
 	}}
 	for _, part := range []func(context.Context) error{b.running, b.creating, b.idle} {

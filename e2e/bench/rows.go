@@ -80,38 +80,6 @@ func (b *bench) running(ctx context.Context) error {
 	)
 }
 
-// creating measures from nothing to the end of the first command.
-func (b *bench) creating(ctx context.Context) error {
-	first := func() error {
-		s, err := b.create(ctx)
-		if err != nil {
-			return err
-		}
-		_, err = s.Run(ctx, sandbox.Command{Argv: []string{"/bin/true"}})
-		return errors.Join(err, s.Close())
-	}
-	return errors.Join(
-		// The bar of 0.25 s is for sessions cloned from a template, which are not there yet.
-		b.measure(row{Name: "create to first exec, cold", Unit: "s", Original: 6.3}, 7, func() (float64, error) {
-			began := time.Now()
-			err := first()
-			return time.Since(began).Seconds(), err
-		}),
-		b.measure(row{Name: "4 at once, create to exec, cold", Unit: "s", Original: 12.6}, 3, func() (float64, error) {
-			began := time.Now()
-			errs := make(chan error, 4)
-			for range cap(errs) {
-				go func() { errs <- first() }()
-			}
-			var all []error
-			for range cap(errs) {
-				all = append(all, <-errs)
-			}
-			return time.Since(began).Seconds(), errors.Join(all...)
-		}),
-	)
-}
-
 // idle measures what a session costs that does nothing.
 func (b *bench) idle(ctx context.Context) error {
 	s, err := b.create(ctx)
@@ -129,11 +97,11 @@ func (b *bench) idle(ctx context.Context) error {
 	settle := time.NewTimer(5 * time.Second)
 	<-settle.C
 	return errors.Join(
-		b.measure(row{Name: "idle session, PSS of QEMU", Unit: "MiB", Original: 265}, 3, func() (float64, error) {
+		b.measure(row{Name: "idle session, PSS of QEMU", Unit: "MiB", Original: 265, Bar: 60}, 3, func() (float64, error) {
 			kib, err := field(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss:")
 			return kib / 1024, err
 		}),
-		b.measure(row{Name: "idle session, CPU of QEMU", Unit: "% of a core", Original: 8.5}, 5, func() (float64, error) {
+		b.measure(row{Name: "idle session, CPU of QEMU", Unit: "% of a core", Original: 8.5, Bar: 0.5}, 5, func() (float64, error) {
 			before, err := cpuTicks(pid)
 			if err != nil {
 				return 0, err
