@@ -33,6 +33,11 @@ build: guest ## Build bin/gondolin-mcp
 	@echo 'building $(BIN)' >&2
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./cmd/gondolin-mcp
 
+PREFIX ?= /usr/local
+.PHONY: install
+install: build ## Copy gondolin-mcp to $(PREFIX)/bin
+	@install -d $(DESTDIR)$(PREFIX)/bin && install -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/gondolin-mcp
+
 image: build ## Build the default guest image once
 	@$(BIN) images build
 

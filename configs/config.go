@@ -19,6 +19,7 @@ type Config struct {
 	Session  Session  `koanf:"session" yaml:"session" json:"session"`
 	Limits   Limits   `koanf:"limits" yaml:"limits" json:"limits"`
 	Sessions Sessions `koanf:"sessions" yaml:"sessions" json:"sessions"`
+	Pool     Pool     `koanf:"pool" yaml:"pool" json:"pool"`
 	Exec     Exec     `koanf:"exec" yaml:"exec" json:"exec"`
 	QEMU     QEMU     `koanf:"qemu" yaml:"qemu" json:"qemu"`
 	Paths    Paths    `koanf:"paths" yaml:"paths" json:"paths"`
@@ -55,7 +56,14 @@ type Limits struct {
 
 // Sessions bounds all sessions together.
 type Sessions struct {
-	Max int `koanf:"max" yaml:"max" json:"max"`
+	Max       int  `koanf:"max" yaml:"max" json:"max"`
+	Templates bool `koanf:"templates" yaml:"templates" json:"templates"` // clone sessions instead of booting them
+}
+
+// Pool says how many sessions stand ready beside those in use.
+type Pool struct {
+	Size   int  `koanf:"size" yaml:"size" json:"size"`
+	Memory Size `koanf:"memory" yaml:"memory" json:"memory"` // of all of them together
 }
 
 // Exec bounds one command.
@@ -104,7 +112,8 @@ func (c *Config) HostOptions(log *slog.Logger) sandbox.HostOptions {
 	return sandbox.HostOptions{
 		CacheDir: c.Paths.Cache, RuntimeDir: c.Paths.Runtime,
 		QEMU: c.QEMU.Binary, Accelerator: c.QEMU.Accelerator, BootTimeout: time.Duration(c.QEMU.BootTimeout),
-		MaxSessions: c.Sessions.Max, Logger: log,
+		MaxSessions: c.Sessions.Max, NoTemplates: !c.Sessions.Templates,
+		Pool: sandbox.Pool{Size: c.Pool.Size, MemoryMiB: int(c.Pool.Memory)}, Logger: log,
 	}
 }
 

@@ -151,7 +151,7 @@ func TestEveryMistakeInAFileIsNamedWithLineKeyAndRemedy(t *testing.T) {
 		{"alias", "limits:\n  cpus: &c 2\n  processes: *c", "config.yaml:4: limits.processes: aliases are not understood: write the value out"},
 		{"merge key", "limits:\n  <<: {cpus: 2}", "config.yaml:3: limits: merge keys (<<) are not understood: write the values out"},
 		{"key that is no word", "? [a]\n: 1", "config.yaml:2: want a word as a key, got a list"},
-		{"key with control characters", "\"a\\e[31m\": 1", `config.yaml:2: unknown key "a\x1b[31m": known are version, image, session, limits, sessions, exec, qemu, paths, log`},
+		{"key with control characters", "\"a\\e[31m\": 1", `config.yaml:2: unknown key "a\x1b[31m": known are version, image, session, limits, sessions, pool, exec, qemu, paths, log`},
 		{"second document", "---\nlog: {level: info}", "config.yaml:2: a second YAML document begins here: put everything into one"},
 		{"no YAML", "limits: [", "config.yaml:2: this is not YAML: did not find expected node content"},
 	} {
@@ -320,7 +320,7 @@ func TestValuesAreReadAsPeopleWriteThem(t *testing.T) {
 
 func TestConversionsCarryEveryValue(t *testing.T) {
 	c, err := load(t, "", nil, "--cpus=3", "--memory=3GiB", "--disk=4GiB", "--processes=77", "--wall=5h", "--idle=6m", "--root=memory", "--hostname=h",
-		"--user=u", "--dir=/d", "--env=A=b", "--max-sessions=9", "--qemu=/q", "--accelerator=tcg", "--boot-timeout=7s", "--cache-dir=/c", "--runtime-dir=/r", "--log-level=debug")
+		"--user=u", "--dir=/d", "--env=A=b", "--max-sessions=9", "--templates=false", "--pool=2", "--pool-memory=1GiB", "--qemu=/q", "--accelerator=tcg", "--boot-timeout=7s", "--cache-dir=/c", "--runtime-dir=/r", "--log-level=debug")
 	require.NoError(t, err)
 	assert.Equal(t, sandbox.Options{
 		Root: sandbox.RootMemory, Hostname: "h", User: "u", Dir: "/d", Env: map[string]string{"A": "b"},
@@ -328,6 +328,7 @@ func TestConversionsCarryEveryValue(t *testing.T) {
 	}, c.SessionOptions())
 	assert.Equal(t, sandbox.HostOptions{
 		CacheDir: "/c", RuntimeDir: "/r", QEMU: "/q", Accelerator: "tcg", MaxSessions: 9, BootTimeout: 7 * time.Second,
+		NoTemplates: true, Pool: sandbox.Pool{Size: 2, MemoryMiB: 1024},
 	}, c.HostOptions(nil))
 	assert.Equal(t, slog.LevelDebug, c.LogLevel())
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -134,6 +133,14 @@ var keys = []*key{
 	{path: "limits.idle", flag: "idle", kind: kindDuration, never: true, low: 1, high: year, def: Duration(sandbox.DefaultLimits.Idle), help: "time without a call after which a session ends"},
 
 	{path: "sessions.max", flag: "max-sessions", kind: kindInt, low: 1, high: 1000, def: sandbox.DefaultMaxSessions, help: "sessions that may exist at once"},
+	{path: "sessions.templates", flag: "templates", kind: kindBool, def: true, help: "clone sessions from a booted machine instead of booting each"},
+	{path: "pool.size", flag: "pool", kind: kindInt, low: 0, high: 64, def: 0, help: "sessions that stand ready, stopped, beside those in use"},
+	{path: "pool.memory", flag: "pool-memory", kind: kindSize, def: Size(4096), help: "bound on limits.memory of all sessions that stand ready", check: func(v any, text string) string {
+		if v.(Size) <= 0 {
+			return text + " is out of range: give a size, or set pool.size to 0 for no pool"
+		}
+		return ""
+	}},
 	{path: "exec.timeout_max", flag: "max-timeout", kind: kindDuration, low: 1, high: year, def: Duration(time.Hour), help: "longest time that an agent may give a command"},
 
 	{path: "qemu.binary", flag: "qemu", kind: kindText, def: "", help: "name or path of QEMU (default: by architecture)"},
@@ -148,7 +155,7 @@ var keys = []*key{
 	{path: "log.file", flag: "log-file", kind: kindPath, def: "", help: "file to log to (default: standard error)"},
 }
 
-var sections = []string{"image", "session", "limits", "sessions", "exec", "qemu", "paths", "log"}
+var sections = []string{"image", "session", "limits", "sessions", "pool", "exec", "qemu", "paths", "log"}
 
 // fallback is what an empty path means.
 func fallback(path string) string {
@@ -156,11 +163,7 @@ func fallback(path string) string {
 	case "paths.cache":
 		return filepath.Join(xdg.CacheHome, "gondolin")
 	case "paths.runtime":
-		if dir := sandbox.DefaultRuntimeDir(); filepath.IsAbs(dir) {
-			return dir
-		}
-		// A relative XDG_RUNTIME_DIR is to be ignored, says the XDG specification.
-		return filepath.Join(os.TempDir(), fmt.Sprintf("gondolin-%d", os.Getuid()))
+		return sandbox.DefaultRuntimeDir()
 	}
 	return ""
 }

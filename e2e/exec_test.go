@@ -27,6 +27,12 @@ func TestCommandSeesWhatItWasGiven(t *testing.T) {
 	require.Equal(t, "a b c|/usr|hi there|nobody|/nonexistent\n", out)
 }
 
+func TestUserWhoseHomeIsMissingStartsInTheRoot(t *testing.T) {
+	out, exit := try(t, sharedSession(t), sandbox.Command{Argv: []string{"pwd"}, User: "nobody"})
+	require.Zero(t, exit.Code)
+	require.Equal(t, "/\n", out)
+}
+
 func TestExitCodeAndSignalAreToldApart(t *testing.T) {
 	s := sharedSession(t)
 	_, exit := try(t, s, sandbox.Command{Shell: "exit 7"})

@@ -121,7 +121,7 @@ func NewHost(ctx context.Context, o HostOptions) (*Host, error) {
 
 // DefaultRuntimeDir is where sessions' sockets are unless HostOptions say otherwise.
 func DefaultRuntimeDir() string {
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) { // a relative one is invalid, says the XDG specification
 		return filepath.Join(dir, "gondolin")
 	}
 	return filepath.Join(os.TempDir(), fmt.Sprintf("gondolin-%d", os.Getuid()))

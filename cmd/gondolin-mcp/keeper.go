@@ -51,7 +51,23 @@ func (k *keeper) take(ctx context.Context) (img *images.Image, release func(), e
 	if err != nil {
 		return nil, nil, err
 	}
-	release, err = img.Use()
+	return keep(ctx, img)
+}
+
+// present is take for an image that is there.
+func (k *keeper) present(ctx context.Context) (img *images.Image, release func(), err error) {
+	store, err := images.OpenStore(k.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	if img, err = store.Get(k.name); err != nil {
+		return nil, nil, err
+	}
+	return keep(ctx, img)
+}
+
+func keep(ctx context.Context, img *images.Image) (*images.Image, func(), error) {
+	release, err := img.Use()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -64,11 +64,26 @@ func (b *sandboxes) close() {
 	b.workers.Wait()
 }
 
-// prepare makes the host beforehand and says in the log what is missing.
+// prepare makes the host, and what lets sessions start at once, beforehand, and says in
+// the log what is missing.
 func (b *sandboxes) prepare() {
 	b.workers.Go(func() {
-		if _, err := b.theHost(b.life); err != nil && b.life.Err() == nil {
-			b.log.Error("no session can start", "error", err)
+		host, err := b.theHost(b.life)
+		if err != nil {
+			if b.life.Err() == nil {
+				b.log.Error("no session can start", "error", err)
+			}
+			return
+		}
+		img, release, err := b.images.present(b.life)
+		if err != nil {
+			return // the first session builds it, or says what is wrong with it
+		}
+		defer release()
+		opts := b.config.SessionOptions()
+		opts.Image = sandboxImage(img)
+		if err := host.Prepare(opts); err != nil && b.life.Err() == nil {
+			b.log.Warn("preparing for the first session", "error", err)
 		}
 	})
 }

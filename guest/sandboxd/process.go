@@ -52,7 +52,9 @@ func spawn(req *wire.Start, groups *cgroups) (*process, *wire.Error) {
 	env := environment(acc, req.Env, req.TTY != nil)
 	dir := req.Dir
 	if dir == "" {
-		dir = acc.home
+		if dir = acc.home; workDir(dir) != nil {
+			dir = "/" // as login(1) does for a user whose home is missing
+		}
 	}
 	if werr := workDir(dir); werr != nil {
 		return nil, werr
