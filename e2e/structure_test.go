@@ -25,13 +25,15 @@ var mayImport = map[string][]string{
 	"cmd/gondolin-mcp": {"configs", "tools", "sandbox", "sandbox/qemu", "images"},
 	"tools":            {"sandbox"},
 	"configs":          {"sandbox", "images"},
-	"sandbox":          {"sandbox/qemu", "sandbox/template", "guest/wire", "guest/agent"},
+	"sandbox":          {"sandbox/qemu", "sandbox/template", "vfs", "guest/wire", "guest/agent"},
 	"sandbox/qemu":     {"guest/wire"},
-	"guest":            {"guest/pid1", "guest/sandboxd"},
-	"guest/sandboxd":   {"guest/wire", "guest/pid1"},
-	"e2e/bench":        {"sandbox", "images"},
+	"vfs":              {"guest/fsport"},
+	"guest":            {"guest/pid1", "guest/sandboxd", "guest/sandboxfs"},
+	"guest/sandboxd":   {"guest/wire", "guest/pid1", "guest/sandboxfs"},
+	"guest/sandboxfs":  {"guest/wire", "guest/fsport"},
+	"e2e/bench":        {"sandbox", "images", "vfs"},
 	"e2e/demo":         {},
-	"e2e":              {"sandbox", "images"},
+	"e2e":              {"sandbox", "images", "vfs"},
 }
 
 type listedPackage struct {

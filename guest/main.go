@@ -12,6 +12,7 @@ import (
 
 	"github.com/gondolin-go/gondolin/guest/pid1"
 	"github.com/gondolin-go/gondolin/guest/sandboxd"
+	"github.com/gondolin-go/gondolin/guest/sandboxfs"
 )
 
 // version is set by the build.
@@ -23,6 +24,8 @@ func main() {
 		pid1.Main()
 	case os.Args[0] == "sandboxd":
 		sandboxd.Main(context.Background(), version)
+	case os.Args[0] == "sandboxfs":
+		sandboxfs.Main()
 	default:
 		fmt.Fprintln(os.Stderr, "gondolin guest", version, "runs as process 1 of a gondolin VM and is of no use elsewhere")
 		os.Exit(2)

@@ -157,6 +157,11 @@ func (h *Host) Create(ctx context.Context, o Options) (*Session, error) {
 	if s == nil {
 		s, err = h.boot(ctx, o)
 	}
+	if err == nil {
+		if err = s.attachMounts(ctx); err != nil {
+			s.end("its mounts did not come up")
+		}
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err != nil {

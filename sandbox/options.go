@@ -76,6 +76,7 @@ func (o Options) check() []error {
 	if o.Dir != "" && !strings.HasPrefix(o.Dir, "/") {
 		bad("working directory %q: use an absolute path", o.Dir)
 	}
+	errs = append(errs, checkMounts(o.Mounts)...)
 	return append(errs, append(checkEnv(o.Env), o.Limits.Check()...)...)
 }
 

@@ -48,6 +48,7 @@ func (p *pool) want(o Options) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.like == nil || !alike(*p.like, o) {
+		o.Label, o.Mounts, o.Denials = "", nil, nil
 		p.like = &o
 	}
 	p.kick()
@@ -62,7 +63,9 @@ func (p *pool) kick() {
 
 // alike reports whether a session made for a can serve b.
 func alike(a, b Options) bool {
-	a.Label, b.Label = "", ""
+	// These come when the session is taken.
+	a.Label, a.Mounts, a.Denials = "", nil, nil
+	b.Label, b.Mounts, b.Denials = "", nil, nil
 	return reflect.DeepEqual(a, b)
 }
 
@@ -190,7 +193,10 @@ func (h *Host) pooled(ctx context.Context, o Options) *Session {
 		if err == nil {
 			now := time.Now()
 			s.mu.Lock()
-			s.opts.Label, s.created, s.lastUsed, s.origin = o.Label, now, now, OriginPooled
+			s.opts.Label, s.opts.Mounts, s.created, s.lastUsed, s.origin = o.Label, o.Mounts, now, now, OriginPooled
+			if o.Denials != nil {
+				s.denials = o.Denials
+			}
 			s.mu.Unlock()
 			return s
 		}

@@ -30,6 +30,8 @@ type Session struct {
 	origin Origin
 	boot   time.Duration
 
+	denials *DenialLog
+
 	life    context.Context // ends when the session closes
 	cancel  context.CancelFunc
 	workers sync.WaitGroup // goroutines that end with life
@@ -50,6 +52,9 @@ func newSession(ctx context.Context, h *Host, id string, dir *runDir, o Options)
 	s := &Session{
 		host: h, id: id, dir: dir, opts: o, log: h.log.With("session", id),
 		origin: OriginBooted, created: time.Now(), lastUsed: time.Now(), muxReady: make(chan struct{}), gone: make(chan struct{}),
+	}
+	if s.denials = o.Denials; s.denials == nil {
+		s.denials = &DenialLog{}
 	}
 	s.life, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	_, _ = rand.Read(s.machineID[:]) // cannot fail since Go 1.24

@@ -48,6 +48,8 @@ type Options struct {
 	Dir      string            // default working directory, "/root" when empty and the image has none
 	User     string            // default user, "root" when empty and the image has none
 	Label    string            // free text shown in lists
+	Mounts   []Mount           // directories that the host serves
+	Denials  *DenialLog        // where Mounts and the network note what they refuse; default: a new one
 }
 
 // State is where a session is in its life.

@@ -2,7 +2,7 @@
 
 // Package pid1 is the first process of the guest. It mounts the kernel's file
 // systems, loads the modules that the initramfs lists, mounts the read-only
-// root disk below Lower, starts sandboxd and from then on only reaps orphans.
+// root disk below Lower, starts sandboxfs and sandboxd and from then on only reaps orphans.
 //
 // Everything that depends on a session (overlay, clock, entropy, names) is left
 // to sandboxd and its handshake, so that a VM stopped after Announce can serve
@@ -58,14 +58,44 @@ func run() error {
 	// Caught, not ignored: children inherit what is ignored, and a command must be
 	// able to die of SIGINT.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGHUP, syscall.SIGTERM)
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{"sandboxd"}, &syscall.ProcAttr{
+	if err := spawnFS(); err != nil {
+		return err
+	}
+	sandboxd, err := spawn("sandboxd")
+	if err != nil {
+		return err
+	}
+	return reap(sandboxd)
+}
+
+// spawnFS starts sandboxfs and waits until it has taken hold of the directories
+// that sandboxd moves away (sandboxfs.ReadyFD). Without it a session has no mounts, and works.
+func spawnFS() error {
+	var ready [2]int
+	if err := syscall.Pipe2(ready[:], syscall.O_CLOEXEC); err != nil {
+		return err
+	}
+	defer syscall.Close(ready[0])
+	_, err := spawn("sandboxfs", uintptr(ready[1]))
+	syscall.Close(ready[1])
+	if err != nil {
+		return err
+	}
+	var b [1]byte
+	_, _ = syscall.Read(ready[0], b[:]) // end of file: it is ready, or has ended
+	return nil
+}
+
+// spawn starts another part of this program.
+func spawn(name string, more ...uintptr) (int, error) {
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{name}, &syscall.ProcAttr{
 		Env:   []string{"GOMEMLIMIT=96MiB", "GOGC=200", "GOMAXPROCS=1"},
-		Files: []uintptr{0, 1, 2},
+		Files: append([]uintptr{0, 1, 2}, more...),
 	})
 	if err != nil {
-		return fmt.Errorf("starting sandboxd: %w", err)
+		return 0, fmt.Errorf("starting %s: %w", name, err)
 	}
-	return reap(pid)
+	return pid, nil
 }
 
 // reap waits for children until sandboxd ends.

@@ -28,6 +28,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gondolin-go/gondolin/guest/sandboxfs"
 	"github.com/gondolin-go/gondolin/guest/wire"
 )
 
@@ -135,6 +136,18 @@ func (a *agent) serve(ctx context.Context, port *port) error {
 	}
 }
 
+// mount puts the session's mounts at their paths.
+func mount(m *wire.Mounts) (any, *wire.Error) {
+	list := make([]sandboxfs.Mount, 0, len(m.Mounts))
+	for _, one := range m.Mounts {
+		list = append(list, sandboxfs.Mount(one))
+	}
+	if err := sandboxfs.Bind(list); err != nil {
+		return nil, &wire.Error{Code: wire.CodeErrno, Errno: unix.ErrnoName(errnoOf(err)), Msg: err.Error()}
+	}
+	return nil, nil
+}
+
 // errnoError makes the reply for a failed system call on path.
 func errnoError(path string, err error) *wire.Error {
 	errno := errnoOf(err)
@@ -187,6 +200,8 @@ func (a *agent) answer(ctx context.Context, stream net.Conn) {
 			_ = wire.SendReply(stream, nil, nil)
 			return nil
 		})
+	case wire.OpMount:
+		call(stream, &req, mount)
 	case wire.OpJobs:
 		call(stream, &req, func(*struct{}) (any, *wire.Error) { return wire.Jobs{Jobs: a.procs.list()}, nil })
 	case wire.OpOutput:

@@ -203,3 +203,16 @@ type Unpack struct {
 	Path string `cbor:"1,keyasint"`
 	User string `cbor:"2,keyasint,omitempty"` // owner of everything; default: as in the archive
 }
+
+// Mounts asks that the file port's directories be put at their paths; OpMount. The
+// host serves the port by then. It may be repeated: what is there stays.
+type Mounts struct {
+	Mounts []Mount `cbor:"1,keyasint"`
+}
+
+// Mount is one of them.
+type Mount struct {
+	Name     string `cbor:"1,keyasint"` // of the directory in the file port's root
+	Path     string `cbor:"2,keyasint"` // absolute
+	ReadOnly bool   `cbor:"3,keyasint,omitempty"`
+}

@@ -21,6 +21,7 @@ const (
 	OpOutput  Op = "output"
 	OpRelease Op = "release"
 	OpFreshen Op = "freshen"
+	OpMount   Op = "mount"
 
 	OpStat    Op = "stat"
 	OpReadDir Op = "readdir"
