@@ -14,19 +14,24 @@ const Version = 1
 
 // Config is a complete configuration: every field has a value.
 type Config struct {
-	Version  int      `koanf:"version" yaml:"version" json:"version"`
-	Image    Image    `koanf:"image" yaml:"image" json:"image"`
-	Session  Session  `koanf:"session" yaml:"session" json:"session"`
-	Limits   Limits   `koanf:"limits" yaml:"limits" json:"limits"`
-	Sessions Sessions `koanf:"sessions" yaml:"sessions" json:"sessions"`
-	Pool     Pool     `koanf:"pool" yaml:"pool" json:"pool"`
-	Exec     Exec     `koanf:"exec" yaml:"exec" json:"exec"`
-	QEMU     QEMU     `koanf:"qemu" yaml:"qemu" json:"qemu"`
-	Paths    Paths    `koanf:"paths" yaml:"paths" json:"paths"`
-	Log      Log      `koanf:"log" yaml:"log" json:"log"`
+	Version int     `koanf:"version" yaml:"version" json:"version"`
+	Image   Image   `koanf:"image" yaml:"image" json:"image"`
+	Session Session `koanf:"session" yaml:"session" json:"session"`
+	// Workspace says what is mounted at WorkspacePath: WorkspaceRoots, WorkspaceCWD,
+	// WorkspaceNone, or an absolute path.
+	Workspace string   `koanf:"workspace" yaml:"workspace" json:"workspace"`
+	Mounts    []Mount  `koanf:"mounts" yaml:"mounts" json:"mounts"`
+	Limits    Limits   `koanf:"limits" yaml:"limits" json:"limits"`
+	Sessions  Sessions `koanf:"sessions" yaml:"sessions" json:"sessions"`
+	Pool      Pool     `koanf:"pool" yaml:"pool" json:"pool"`
+	Exec      Exec     `koanf:"exec" yaml:"exec" json:"exec"`
+	QEMU      QEMU     `koanf:"qemu" yaml:"qemu" json:"qemu"`
+	Paths     Paths    `koanf:"paths" yaml:"paths" json:"paths"`
+	Log       Log      `koanf:"log" yaml:"log" json:"log"`
 
 	origins map[string]Origin
 	file    string
+	dir     string
 }
 
 // Image says what sessions run.
@@ -40,7 +45,7 @@ type Session struct {
 	Root     sandbox.RootMode  `koanf:"root" yaml:"root" json:"root"`
 	Hostname string            `koanf:"hostname" yaml:"hostname" json:"hostname"`
 	User     string            `koanf:"user" yaml:"user" json:"user"` // empty: the image's, or root
-	Dir      string            `koanf:"dir" yaml:"dir" json:"dir"`    // empty: the image's, or /root
+	Dir      string            `koanf:"dir" yaml:"dir" json:"dir"`    // empty: WorkspacePath if something is mounted there, the image's, or /root
 	Env      map[string]string `koanf:"env" yaml:"env" json:"env"`
 }
 
@@ -94,7 +99,12 @@ type Log struct {
 // File is the path of the file that was read, empty when there was none.
 func (c *Config) File() string { return c.file }
 
-// Origins says for every key, and every variable of session.env, where its value comes from.
+// Dir is the user's configuration directory of gondolin, whether it exists and was
+// read from or not; empty when there is no such place.
+func (c *Config) Dir() string { return c.dir }
+
+// Origins says for every key, every variable of session.env, and every key of each block
+// of a list (mounts[0].path), where its value comes from.
 func (c *Config) Origins() map[string]Origin { return maps.Clone(c.origins) }
 
 // ImageDir is the directory of the image store.

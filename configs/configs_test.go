@@ -151,7 +151,7 @@ func TestEveryMistakeInAFileIsNamedWithLineKeyAndRemedy(t *testing.T) {
 		{"alias", "limits:\n  cpus: &c 2\n  processes: *c", "config.yaml:4: limits.processes: aliases are not understood: write the value out"},
 		{"merge key", "limits:\n  <<: {cpus: 2}", "config.yaml:3: limits: merge keys (<<) are not understood: write the values out"},
 		{"key that is no word", "? [a]\n: 1", "config.yaml:2: want a word as a key, got a list"},
-		{"key with control characters", "\"a\\e[31m\": 1", `config.yaml:2: unknown key "a\x1b[31m": known are version, image, session, limits, sessions, pool, exec, qemu, paths, log`},
+		{"key with control characters", "\"a\\e[31m\": 1", `config.yaml:2: unknown key "a\x1b[31m": known are version, image, session, workspace, mounts, limits, sessions, pool, exec, qemu, paths, log`},
 		{"second document", "---\nlog: {level: info}", "config.yaml:2: a second YAML document begins here: put everything into one"},
 		{"no YAML", "limits: [", "config.yaml:2: this is not YAML: did not find expected node content"},
 	} {
@@ -275,6 +275,9 @@ func TestTheFileIsFoundInTheUsualPlaces(t *testing.T) {
 	assert.Equal(t, 7, c.Limits.CPUs)
 	assert.Equal(t, usual, c.File())
 
+	c, err = Load(Sources{Env: []string{"HOME=" + home, "XDG_CONFIG_HOME=/xdg"}})
+	require.NoError(t, err)
+	assert.Equal(t, "/xdg/gondolin", c.Dir(), "also when nothing is there")
 	path, by = Locate(Sources{Env: []string{"HOME=" + home, "XDG_CONFIG_HOME=/xdg"}})
 	assert.Equal(t, "/xdg/gondolin/config.yaml", path)
 	assert.Empty(t, by)
@@ -341,7 +344,7 @@ func TestWhatIsShownLoadsAgainAsTheSame(t *testing.T) {
 		require.NoError(t, err)
 		again, err := load(t, string(text), nil)
 		require.NoError(t, err, "%s", text)
-		again.origins, again.file = c.origins, c.file
+		again.origins, again.file, again.dir = c.origins, c.file, c.dir
 		assert.Equal(t, c, again)
 	}
 	text, err := c.YAML(true)
@@ -360,7 +363,7 @@ func TestEntriesHaveEveryKeyWithItsOrigin(t *testing.T) {
 		assert.NotEmpty(t, e.Origin.Kind, e.Key)
 		assert.NotNil(t, e.Value, e.Key)
 	}
-	assert.Len(t, names, len(keys)+1) // version; env has one variable
+	assert.Len(t, names, len(keys)+1) // version; env has one variable, and there are no mounts
 	b, err := json.Marshal(c.Entries())
 	require.NoError(t, err)
 	assert.Contains(t, string(b), `{"key":"limits.memory","value":"1GiB","origin":{"kind":"flag","name":"--memory"}}`)
@@ -376,6 +379,8 @@ func fieldPaths(t reflect.Type, prefix string) []string {
 		case !f.IsExported():
 		case f.Type.Kind() == reflect.Struct:
 			list = append(list, fieldPaths(f.Type, prefix+name+".")...)
+		case f.Type.Kind() == reflect.Pointer:
+			list = append(list, fieldPaths(f.Type.Elem(), prefix+name+".")...)
 		default:
 			list = append(list, prefix+name)
 		}
@@ -393,8 +398,6 @@ func TestTheTableHasExactlyTheFieldsOfConfig(t *testing.T) {
 			t.Errorf("flag --%s is of %s and %s", k.flag, other, k.path)
 		}
 		flags[k.flag] = k.path
-		section, _, _ := strings.Cut(k.path, ".")
-		assert.Contains(t, sections, section)
 	}
 	assert.Equal(t, want, fieldPaths(reflect.TypeFor[Config](), ""))
 }

@@ -14,12 +14,16 @@
 // Variables of the sandbox itself are session.env.NAME in the file,
 // GONDOLIN_SESSION_ENV_NAME, or --env NAME=VALUE.
 //
+// Lists of blocks (mounts) are in the file, and flags add to them (--mount); they
+// have no environment variables. Their keys are tables of their own, lists.go.
+//
 // # Values
 //
 // Sizes are written as people say them: 512MiB, 2GiB, 1.5GiB, and a plain whole
 // number means MiB. Durations are 30s, 15m, 2h; where a limit may be absent,
 // `never` says so. Paths are absolute or begin with ~/; only on the command
-// line a relative one is taken from the working directory.
+// line a relative one is taken from the working directory. A directory to be mounted
+// (workspace, mounts[].source) may in a file also be relative to where that lies.
 //
 // # Strictness
 //
@@ -29,7 +33,8 @@
 // what was probably meant. Unknown keys, duplicate keys, values of a wrong type
 // or out of range, unknown versions and unknown GONDOLIN_ variables are
 // mistakes. So are YAML's anchors, aliases and merge keys, which makes a file
-// harmless however it was made. Files above 1 MiB are refused.
+// harmless however it was made. Files above 1 MiB are refused. Directories to be
+// mounted must exist where Sources.Here asks for it, as serving does.
 //
 // # Examples
 //

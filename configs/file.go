@@ -17,20 +17,19 @@ import (
 type fileLayer struct {
 	*loader
 	name    string
-	layer   map[string]any
-	origins map[string]Origin
+	top     *block
 	version bool // was there one
 }
 
 func (l *loader) file(name string, data []byte) {
-	f := &fileLayer{loader: l, name: name, layer: map[string]any{}, origins: map[string]Origin{}}
+	f := &fileLayer{loader: l, name: name, top: newBlock("", keys, Origin{})}
 	if doc := f.parse(data); doc != nil {
-		f.section("", doc)
+		f.section(f.top, "", doc)
 		if !f.version {
 			f.bad(0, "version", "the version is missing", fmt.Sprintf("begin the file with `version: %d`", Version))
 		}
 	}
-	l.merge(f.layer, f.origins)
+	l.merge(f.top.values, f.top.origins)
 }
 
 func (f *fileLayer) bad(line int, key, message, hint string) {
@@ -96,49 +95,63 @@ func tabbedLine(data []byte) int {
 	return 0
 }
 
-// section reads the keys of one block; path is "" at the top.
-func (f *fileLayer) section(path string, block *yaml.Node) {
+// section reads the keys of one block of text; path is "" at its top.
+func (f *fileLayer) section(in *block, path string, node *yaml.Node) {
 	seen := map[string]int{}
-	for i := 0; i+1 < len(block.Content); i += 2 {
-		k, v := block.Content[i], block.Content[i+1]
-		full, ok := f.keyPath(path, k, seen)
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		k, v := node.Content[i], node.Content[i+1]
+		full, ok := f.keyPath(in, path, k, seen)
 		if !ok {
 			continue
 		}
 		if v.Kind == yaml.AliasNode {
-			f.bad(v.Line, full, "aliases are not understood", "write the value out")
+			f.bad(v.Line, in.key(full), "aliases are not understood", "write the value out")
 			continue
 		}
-		switch spec := findKey(full); {
-		case full == "version":
+		spec := in.keys.find(full)
+		switch vars := spec != nil && spec.kind == kindVars; {
+		case in == f.top && full == "version":
 			f.readVersion(v)
-		case full == sessionEnv || isSection(full):
-			if isNull(v) {
-				continue // a block whose keys are all commented out
-			}
-			if v.Kind != yaml.MappingNode {
-				f.bad(v.Line, full, "want a block of keys, got "+describe(v), "")
-				continue
-			}
-			f.section(full, v)
-		case path == sessionEnv:
+		case vars || in.keys.isSection(full):
+			f.readSection(in, full, v)
+		case in == f.top && path == sessionEnv:
 			f.readVariable(k.Value, v)
 		case spec == nil:
-			f.bad(k.Line, full, "unknown key "+show(full), unknownKeyHint(path, full))
+			f.bad(k.Line, in.key(full), "unknown key "+show(in.key(full)), in.unknownKeyHint(path, full))
+		case spec.kind == kindBlocks:
+			f.readBlocks(spec, v)
+		case spec.kind == kindWords:
+			f.readWords(in, spec, v)
 		default:
-			f.read(spec, v)
+			f.read(in, spec, v)
 		}
 	}
 }
 
+// readSection reads a block of keys, or what may stand in its place.
+func (f *fileLayer) readSection(in *block, path string, v *yaml.Node) {
+	short := in.keys.shortOf(path)
+	switch {
+	case isNull(v): // a block whose keys are all commented out
+	case v.Kind == yaml.MappingNode:
+		f.section(in, path, v)
+	case short != nil && v.Kind == yaml.SequenceNode:
+		f.readWords(in, short, v)
+	case short != nil:
+		f.bad(v.Line, in.key(path), "want a list, or a block with "+strings.Join(in.keys.known(path), ", ")+"; got "+describe(v), "")
+	default:
+		f.bad(v.Line, in.key(path), "want a block of keys, got "+describe(v), "")
+	}
+}
+
 // keyPath names the key k below path, and refuses what is no key or comes twice.
-func (f *fileLayer) keyPath(path string, k *yaml.Node, seen map[string]int) (string, bool) {
+func (f *fileLayer) keyPath(in *block, path string, k *yaml.Node, seen map[string]int) (string, bool) {
 	switch {
 	case k.Kind != yaml.ScalarNode:
-		f.bad(k.Line, path, "want a word as a key, got "+describe(k), "")
+		f.bad(k.Line, in.key(path), "want a word as a key, got "+describe(k), "")
 		return "", false
 	case k.ShortTag() == "!!merge":
-		f.bad(k.Line, path, "merge keys (<<) are not understood", "write the values out")
+		f.bad(k.Line, in.key(path), "merge keys (<<) are not understood", "write the values out")
 		return "", false
 	}
 	full := k.Value
@@ -146,17 +159,17 @@ func (f *fileLayer) keyPath(path string, k *yaml.Node, seen map[string]int) (str
 		full = path + "." + k.Value
 	}
 	if first, twice := seen[k.Value]; twice {
-		f.bad(k.Line, full, "duplicate key "+show(full), fmt.Sprintf("line %d has it already", first))
+		f.bad(k.Line, in.key(full), "duplicate key "+show(in.key(full)), fmt.Sprintf("line %d has it already", first))
 		return "", false
 	}
 	seen[k.Value] = k.Line
-	if path != sessionEnv && strings.Contains(k.Value, ".") {
-		hint := unknownKeyHint(path, full)
-		if findKey(full) != nil {
+	if (in != f.top || path != sessionEnv) && strings.Contains(k.Value, ".") {
+		hint := in.unknownKeyHint(path, full)
+		if in.keys.find(full) != nil {
 			section, name, _ := strings.Cut(full, ".")
 			hint = fmt.Sprintf("write `%s:` and below it, indented, `%s:`", section, name)
 		}
-		f.bad(k.Line, full, "unknown key "+show(full), hint)
+		f.bad(k.Line, in.key(full), "unknown key "+show(in.key(full)), hint)
 		return "", false
 	}
 	return full, true
@@ -170,27 +183,29 @@ func (f *fileLayer) readVersion(v *yaml.Node) {
 	case n != Version:
 		f.bad(v.Line, "version", fmt.Sprintf("version %d is unknown", n), fmt.Sprintf("this gondolin-mcp reads version %d", Version))
 	default:
-		f.layer["version"], f.origins["version"] = n, f.at(v.Line)
+		f.top.values["version"], f.top.origins["version"] = n, f.at(v.Line)
 	}
 }
 
 // read takes the value of an ordinary key.
-func (f *fileLayer) read(k *key, v *yaml.Node) {
+func (f *fileLayer) read(in *block, k *key, v *yaml.Node) {
+	in.origins[k.path] = f.at(v.Line)
 	switch {
 	case isNull(v):
-		f.bad(v.Line, k.path, "it has no value", "give it one, or leave the key out")
-		return
+		f.bad(v.Line, in.key(k.path), "it has no value", "give it one, or leave the key out")
 	case v.Kind != yaml.ScalarNode || !k.takes(v):
 		hint := ""
-		if v.Kind == yaml.ScalarNode && (k.kind == kindText || k.kind == kindPath) {
+		if v.Kind == yaml.ScalarNode && (k.kind == kindText || k.kind == kindPath || k.kind == kindDir) {
 			hint = "put it in quotes"
 		}
-		f.bad(v.Line, k.path, "want "+k.kind.words()+", got "+describe(v), hint)
-		return
+		f.bad(v.Line, in.key(k.path), "want "+k.kind.words()+", got "+describe(v), hint)
+	default:
+		if value, ok := f.value(k, in.key(k.path), v.Value, f.at(v.Line)); ok {
+			in.values[k.path] = value
+			return
+		}
 	}
-	if value, ok := f.value(k, v.Value, f.at(v.Line)); ok {
-		f.layer[k.path], f.origins[k.path] = value, f.at(v.Line)
-	}
+	in.wrong = true
 }
 
 // takes says whether the type that YAML gives a scalar goes with the key. Text
@@ -217,7 +232,7 @@ func (f *fileLayer) readVariable(name string, v *yaml.Node) {
 		f.bad(v.Line, sessionEnv+"."+name, "it has no value", `write "" for an empty one`)
 	case f.variable(name, v.Value, f.at(v.Line)):
 		path := sessionEnv + "." + name
-		f.layer[path], f.origins[path] = v.Value, f.at(v.Line)
+		f.top.values[path], f.top.origins[path] = v.Value, f.at(v.Line)
 	}
 }
 
@@ -231,6 +246,8 @@ func (k kind) words() string {
 		return "a size such as 2GiB"
 	case kindDuration:
 		return "a duration such as 30m"
+	case kindWords:
+		return "a list of texts"
 	}
 	return "text"
 }

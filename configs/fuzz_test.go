@@ -12,7 +12,8 @@ func FuzzLoad(f *testing.F) {
 		require.NoError(f, err)
 		f.Add(b)
 	}
-	for _, s := range []string{"", "version: 1", "a: &a [*a]", "? {a: b}\n: c", "!!binary x", "{", "- - - -", "\"\\x00\": 1", "version: 1\nsession: {env: {A: !!null x}}", "---\n---\n", "<<: *x", "%YAML 9.9\n---\n"} {
+	for _, s := range []string{"", "version: 1", "a: &a [*a]", "? {a: b}\n: c", "!!binary x", "{", "- - - -", "\"\\x00\": 1", "version: 1\nsession: {env: {A: !!null x}}", "---\n---\n", "<<: *x", "%YAML 9.9\n---\n",
+		"version: 1\nworkspace: ./x\nmounts:\n- {path: /a/, source: ~/b, protect: [x, '*.y'], hide: {remove: [.npmrc], defaults: true}, quota: 3}\n- {path: /m, provider: memory, max_files: 9}\n- *x\n- [1]\n"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -28,21 +28,32 @@ const (
 	kindEnum     kind = "choice"
 	kindText     kind = "text"
 	kindPath     kind = "path"
+	kindDir      kind = "directory" // like a path; in a file relative to where that lies
 	kindVars     kind = "NAME=VALUE"
+	kindWords    kind = "list"   // of text
+	kindBlocks   kind = "blocks" // a list whose items have keys of their own
 )
 
 // key is one row of the table that file, environment and flags share.
 type key struct {
-	path   string
+	path   string // in a block of a list: from the block on
 	flag   string // without hyphens
 	kind   kind
 	def    any
 	help   string
-	values []string                                  // of kindEnum
+	values []string                                  // of kindEnum; of kindDir: words that are no directory
+	alone  string                                    // what the flag means without a value
 	never  bool                                      // of kindDuration: may be `never`
 	low    int                                       // of kindInt and, in seconds, kindDuration, with high
 	high   int                                       // 0: check judges
-	check  func(v any, text string) (problem string) // what is wrong with a value of the right type
+	check  func(v any, text string) (problem string) // what is wrong with a value of the right type; of kindWords, with each word
+
+	list *list // of kindBlocks
+
+	// In a block of a list:
+	need    bool                            // it has no default
+	short   bool                            // a list in the place of its section is this key
+	applies func(b *block) (problem string) // why the block cannot have it
 }
 
 // sessionEnv is the one key with free names below it.
@@ -100,7 +111,7 @@ const runtimeMost = 60
 
 // keys are all keys, in the order in which they are shown. `version` belongs to
 // files alone and is read apart.
-var keys = []*key{
+var keys = table{
 	{path: "image.name", flag: "image", kind: kindText, def: images.DefaultTag, help: "image that sessions run: a name, an id or the beginning of one", check: notEmpty},
 	{path: "image.auto_build", flag: "auto-build", kind: kindBool, def: true, help: "build the default image at the first session when it is missing"},
 
@@ -113,13 +124,17 @@ var keys = []*key{
 		return ""
 	}},
 	{path: "session.user", flag: "user", kind: kindText, def: "", help: "user of commands unless a call names one: a name or uid[:gid] (default: the image's, or root)", check: checkUser},
-	{path: "session.dir", flag: "dir", kind: kindText, def: "", help: "working directory in the machine (default: the image's, or /root)", check: func(v any, text string) string {
+	{path: "session.dir", flag: "dir", kind: kindText, def: "", help: "working directory in the machine (default: /workspace if something is mounted there, else the image's, or /root)", check: func(v any, text string) string {
 		if s := v.(string); s != "" && !strings.HasPrefix(s, "/") {
 			return quote(text) + " is not absolute: it is a path in the machine and begins with /"
 		}
 		return ""
 	}},
 	{path: sessionEnv, flag: "env", kind: kindVars, help: "environment variable of every command, may be given several times"},
+
+	{path: "workspace", flag: "workspace", kind: kindDir, values: []string{WorkspaceRoots, WorkspaceCWD, WorkspaceNone}, def: WorkspaceRoots, alone: WorkspaceCWD,
+		help: "what is mounted at /workspace: roots (those of the client), cwd (the working directory, also without a value), none, or a directory", check: notEmpty},
+	{path: "mounts", kind: kindBlocks, list: mountList, help: "directories of the machine whose files this machine serves"},
 
 	{path: "limits.cpus", flag: "cpus", kind: kindInt, def: sandbox.DefaultLimits.CPUs, help: "virtual CPUs of a session",
 		check: limit[int](func(l *sandbox.Limits, n int) { l.CPUs = n })},
@@ -155,8 +170,6 @@ var keys = []*key{
 	{path: "log.file", flag: "log-file", kind: kindPath, def: "", help: "file to log to (default: standard error)"},
 }
 
-var sections = []string{"image", "session", "limits", "sessions", "pool", "exec", "qemu", "paths", "log"}
-
 // fallback is what an empty path means.
 func fallback(path string) string {
 	switch path {
@@ -166,13 +179,6 @@ func fallback(path string) string {
 		return sandbox.DefaultRuntimeDir()
 	}
 	return ""
-}
-
-func findKey(path string) *key {
-	if i := slices.IndexFunc(keys, func(k *key) bool { return k.path == path }); i >= 0 {
-		return keys[i]
-	}
-	return nil
 }
 
 // name is the last part of the path.
@@ -186,6 +192,11 @@ func notEmpty(v any, _ string) string {
 		return "it must not be empty"
 	}
 	return ""
+}
+
+// looksLikePath tells a directory from a misspelt word.
+func looksLikePath(text string) bool {
+	return strings.Contains(text, "/") || text == "." || text == ".." || text == "~"
 }
 
 // parse turns text into the key's value, or says what is wrong with it.
@@ -207,6 +218,17 @@ func (k *key) parse(text string) (v any, hint string, err error) {
 			err = fmt.Errorf("%s is unknown, use %s", quote(text), strings.Join(k.values, ", "))
 		}
 		v = text
+	case kindDir:
+		v = text
+		if len(k.values) > 0 && !slices.Contains(k.values, text) && text != "" && !looksLikePath(text) {
+			if m := nearest(text, k.values); m != "" {
+				hint = "did you mean " + m + "?"
+			}
+			err = fmt.Errorf("%s is unknown, use %s, or a directory with a slash in it, such as ./%s", quote(text), strings.Join(k.values, ", "), shortened(text))
+		}
+		if strings.ContainsRune(text, 0) {
+			err = fmt.Errorf("%s contains a NUL", quote(text))
+		}
 	default:
 		if strings.ContainsRune(text, 0) {
 			err = fmt.Errorf("%s contains a NUL", quote(text))

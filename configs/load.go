@@ -20,6 +20,10 @@ type Sources struct {
 	File  string         // given by the user; empty: see Locate
 	Env   []string       // as os.Environ returns it
 	Flags *pflag.FlagSet // made by Flags; nil: none
+
+	// Here also judges what depends on this machine at this moment: a directory to be
+	// mounted that does not exist is a mistake then.
+	Here bool
 }
 
 const (
@@ -35,6 +39,7 @@ type loader struct {
 	src      Sources
 	ko       *koanf.Koanf
 	origins  map[string]Origin
+	blocks   map[string][]*block // of lists, from all layers
 	problems []Problem
 	more     int
 }
@@ -68,19 +73,26 @@ func Locate(src Sources) (path string, by Kind) {
 	if p := lookup(src.Env, envFile); p != "" {
 		return expand(p, src.Env), KindEnv
 	}
-	dir := lookup(src.Env, "XDG_CONFIG_HOME")
-	if !filepath.IsAbs(dir) { // as the XDG specification says
-		home := lookup(src.Env, "HOME")
-		if home == "" {
-			return "", ""
-		}
-		dir = filepath.Join(home, ".config")
+	if path = usualPlace(src.Env); path == "" {
+		return "", ""
 	}
-	path = filepath.Join(dir, "gondolin", "config.yaml")
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return path, ""
 	}
 	return path, KindDefault
+}
+
+// usualPlace is where a file is that nobody names, or "".
+func usualPlace(env []string) string {
+	dir := lookup(env, "XDG_CONFIG_HOME")
+	if !filepath.IsAbs(dir) { // as the XDG specification says
+		home := lookup(env, "HOME")
+		if home == "" {
+			return ""
+		}
+		dir = filepath.Join(home, ".config")
+	}
+	return filepath.Join(dir, "gondolin", "config.yaml")
 }
 
 func lookup(env []string, name string) string {
@@ -94,7 +106,7 @@ func lookup(env []string, name string) string {
 
 // expand replaces a leading ~/, which no shell does in a file or in a client's configuration.
 func expand(path string, env []string) string {
-	if rest, ok := strings.CutPrefix(path, "~/"); ok {
+	if rest, ok := strings.CutPrefix(path+"/", "~/"); ok {
 		if home := lookup(env, "HOME"); home != "" {
 			return filepath.Join(home, rest)
 		}
@@ -125,7 +137,7 @@ func reason(err error) error {
 }
 
 func newLoader(src Sources) *loader {
-	return &loader{src: src, ko: koanf.New("."), origins: map[string]Origin{}}
+	return &loader{src: src, ko: koanf.New("."), origins: map[string]Origin{}, blocks: map[string][]*block{}}
 }
 
 // load lays the layers over each other. An empty path means that there is no file.
@@ -136,10 +148,15 @@ func (l *loader) load(path string, data []byte) (*Config, error) {
 	}
 	l.environment()
 	l.flags()
+	l.finishLists()
+	l.checkHere()
 	if len(l.problems) > 0 {
 		return nil, &Error{Problems: l.problems, More: l.more}
 	}
 	c := &Config{origins: l.origins, file: path}
+	if usual := usualPlace(l.src.Env); usual != "" {
+		c.dir = filepath.Dir(usual)
+	}
 	if err := l.ko.Unmarshal("", c); err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
@@ -172,17 +189,22 @@ func (l *loader) merge(layer map[string]any, origins map[string]Origin) {
 func (l *loader) defaults() {
 	layer, origins := map[string]any{"version": Version, sessionEnv: map[string]any{}}, map[string]Origin{"version": {Kind: KindDefault}}
 	for _, k := range keys {
-		if k.kind != kindVars {
+		if k.kind != kindVars && k.kind != kindBlocks {
 			layer[k.path], origins[k.path] = k.def, Origin{Kind: KindDefault}
 		}
 	}
 	l.merge(layer, origins)
 }
 
-// value reads one value of a layer, reporting what is wrong with it.
-func (l *loader) value(k *key, text string, o Origin) (any, bool) {
+// value reads one value of a layer, reporting what is wrong with it. name is the key's
+// whole path, which in a block of a list is longer than k.path.
+func (l *loader) value(k *key, name, text string, o Origin) (any, bool) {
 	v, hint, err := k.parse(text)
-	if err == nil && k.kind == kindPath {
+	switch {
+	case err != nil:
+	case k.kind == kindDir && !slices.Contains(k.values, text):
+		v, err = l.dir(text, o)
+	case k.kind == kindPath:
 		v, err = l.path(text, o)
 		if err == nil && k.path == "paths.runtime" && len(v.(string)) > runtimeMost {
 			err = fmt.Errorf("%s has %d bytes, and at most %d leave room for the sockets in it", quote(v.(string)), len(v.(string)), runtimeMost)
@@ -190,7 +212,7 @@ func (l *loader) value(k *key, text string, o Origin) (any, bool) {
 		}
 	}
 	if err != nil {
-		l.report(Problem{Origin: o, Key: k.path, Message: err.Error(), Hint: hint})
+		l.report(Problem{Origin: o, Key: name, Message: err.Error(), Hint: hint})
 		return nil, false
 	}
 	return v, true
@@ -206,6 +228,20 @@ func (l *loader) path(text string, o Origin) (string, error) {
 		return filepath.Abs(p)
 	}
 	return "", fmt.Errorf("%s is a relative path: make it absolute or begin it with ~/", quote(text))
+}
+
+// dir is path for a directory, which a file may also name from where it lies itself.
+func (l *loader) dir(text string, o Origin) (string, error) {
+	p := expand(text, l.src.Env)
+	switch {
+	case p == "~" || strings.HasPrefix(p, "~/"):
+		return "", fmt.Errorf("%s begins with ~, and HOME is not set", quote(text))
+	case filepath.IsAbs(p):
+		return filepath.Clean(p), nil
+	case o.Kind == KindFile:
+		return filepath.Abs(filepath.Join(filepath.Dir(o.Name), p))
+	}
+	return l.path(p, o)
 }
 
 // variable checks the name and value of one variable of session.env.

@@ -14,8 +14,6 @@ import (
 // a name never looks like a path of keys.
 var varForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-func isSection(path string) bool { return slices.Contains(sections, path) }
-
 // environment reads the variables with our prefix; there must be no other.
 func (l *loader) environment() {
 	origins := map[string]Origin{}
@@ -29,19 +27,19 @@ func (l *loader) environment() {
 			if name == envFile {
 				return "", nil
 			}
-			if rest, ok := strings.CutPrefix(name, findKey(sessionEnv).env()+"_"); ok {
+			if rest, ok := strings.CutPrefix(name, keys.find(sessionEnv).env()+"_"); ok {
 				if !l.variable(rest, text, o) {
 					return "", nil
 				}
 				origins[sessionEnv+"."+rest] = o
 				return sessionEnv + "." + rest, text
 			}
-			i := slices.IndexFunc(keys, func(k *key) bool { return k.kind != kindVars && k.env() == name })
+			i := slices.IndexFunc(keys, func(k *key) bool { return k.kind != kindVars && k.kind != kindBlocks && k.env() == name })
 			if i < 0 {
 				l.report(Problem{Origin: o, Message: "it is unknown", Hint: unknownVariableHint(name)})
 				return "", nil
 			}
-			v, ok := l.value(keys[i], text, o)
+			v, ok := l.value(keys[i], keys[i].path, text, o)
 			if !ok {
 				return "", nil
 			}
@@ -58,12 +56,16 @@ func (l *loader) environment() {
 }
 
 func unknownVariableHint(name string) string {
-	if vars := findKey(sessionEnv).env(); name == vars {
+	if vars := keys.find(sessionEnv).env(); name == vars {
 		return "set " + vars + "_NAME for each variable"
 	}
 	names := []string{envFile}
 	for _, k := range keys {
-		names = append(names, k.env())
+		if k.kind != kindBlocks {
+			names = append(names, k.env())
+		} else if strings.HasPrefix(name, k.env()) {
+			return k.path + " are set in the file" + k.list.flagNames()
+		}
 	}
 	if m := nearest(name, names); m != "" {
 		return "did you mean " + m + "?"
@@ -75,6 +77,7 @@ func unknownVariableHint(name string) string {
 // with everything else, and not when the command line is read.
 type flagText struct {
 	kind  kind
+	many  bool // each time that it is given counts
 	texts []string
 }
 
@@ -82,7 +85,7 @@ func (f *flagText) String() string { return strings.Join(f.texts, ",") }
 func (f *flagText) Type() string   { return string(f.kind) }
 
 func (f *flagText) Set(text string) error {
-	if f.kind != kindVars {
+	if !f.many {
 		f.texts = f.texts[:0]
 	}
 	f.texts = append(f.texts, text)
@@ -93,10 +96,16 @@ func (f *flagText) Set(text string) error {
 func Flags() *pflag.FlagSet {
 	set := pflag.NewFlagSet("configuration", pflag.ContinueOnError)
 	for _, k := range keys {
+		if k.kind == kindBlocks {
+			for _, f := range k.list.flags {
+				set.Var(&flagText{kind: f.form, many: true}, f.name, f.help)
+			}
+		}
 		if k.flag == "" {
 			continue
 		}
-		f := set.VarPF(&flagText{kind: k.kind}, k.flag, "", k.help)
+		f := set.VarPF(&flagText{kind: k.kind, many: k.kind == kindVars}, k.flag, "", k.help)
+		f.NoOptDefVal = k.alone
 		if k.kind == kindBool {
 			f.NoOptDefVal = "true"
 		}
@@ -113,12 +122,22 @@ func (l *loader) flags() {
 	// posflag puts each flag at one key; the variables of --env are many.
 	vars := map[string]any{}
 	provider := posflag.ProviderWithFlag(l.src.Flags, ".", nil, func(f *pflag.Flag) (string, any) {
-		i := slices.IndexFunc(keys, func(k *key) bool { return k.flag == f.Name })
 		text, ours := f.Value.(*flagText)
-		if i < 0 || !ours || !f.Changed {
+		if !ours || !f.Changed {
 			return "", nil
 		}
-		k, o := keys[i], Origin{Kind: KindFlag, Name: "--" + f.Name}
+		o := Origin{Kind: KindFlag, Name: "--" + f.Name}
+		if k, flag := listFlagNamed(f.Name); flag != nil {
+			for _, t := range text.texts {
+				l.flagBlock(k, flag, t, o)
+			}
+			return "", nil
+		}
+		i := slices.IndexFunc(keys, func(k *key) bool { return k.flag == f.Name })
+		if i < 0 {
+			return "", nil
+		}
+		k := keys[i]
 		if k.kind == kindVars {
 			for _, t := range text.texts {
 				name, value, ok := strings.Cut(t, "=")
@@ -130,7 +149,7 @@ func (l *loader) flags() {
 			}
 			return k.path, vars
 		}
-		v, ok := l.value(k, text.String(), o)
+		v, ok := l.value(k, k.path, text.String(), o)
 		if !ok {
 			return "", nil
 		}

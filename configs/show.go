@@ -19,26 +19,51 @@ type Entry struct {
 }
 
 // Entries lists every key in the order of the file, with the variables of
-// session.env by name.
+// session.env by name and the blocks of lists by number.
 func (c *Config) Entries() []Entry {
 	var tree map[string]any
 	if b, err := json.Marshal(c); err != nil || json.Unmarshal(b, &tree) != nil {
 		return nil // cannot happen: a Config is plain data
 	}
-	list := []Entry{{Key: "version", Value: c.Version, Origin: c.origins["version"]}}
+	entries := []Entry{{Key: "version", Value: c.Version, Origin: c.origins["version"]}}
+	add := func(path string, value any) {
+		entries = append(entries, Entry{Key: path, Value: value, Origin: c.origins[path]})
+	}
 	for _, k := range keys {
-		section, name, _ := strings.Cut(k.path, ".")
-		value := tree[section].(map[string]any)[name]
-		if k.kind != kindVars {
-			list = append(list, Entry{Key: k.path, Value: value, Origin: c.origins[k.path]})
-			continue
-		}
-		for _, name := range slices.Sorted(maps.Keys(c.Session.Env)) {
-			path := sessionEnv + "." + name
-			list = append(list, Entry{Key: path, Value: c.Session.Env[name], Origin: c.origins[path]})
+		value, _ := at(tree, k.path)
+		switch k.kind {
+		case kindVars:
+			for _, name := range slices.Sorted(maps.Keys(c.Session.Env)) {
+				add(sessionEnv+"."+name, c.Session.Env[name])
+			}
+		case kindBlocks:
+			blocks, _ := value.([]any)
+			if len(blocks) == 0 {
+				add(k.path, value)
+			}
+			for i, b := range blocks {
+				for _, item := range k.list.keys {
+					if value, there := at(b, item.path); there {
+						add(fmt.Sprintf("%s[%d].%s", k.path, i, item.path), value)
+					}
+				}
+			}
+		default:
+			add(k.path, value)
 		}
 	}
-	return list
+	return entries
+}
+
+// at walks a path of keys down.
+func at(tree any, path string) (value any, there bool) {
+	for name := range strings.SplitSeq(path, ".") {
+		m, _ := tree.(map[string]any)
+		if tree, there = m[name]; !there {
+			return nil, false
+		}
+	}
+	return tree, true
 }
 
 // YAML is the configuration as a file that Load reads again. With origins, each
@@ -61,10 +86,17 @@ func (c *Config) YAML(origins bool) ([]byte, error) {
 }
 
 func (c *Config) comment(n *yaml.Node, path string) {
+	if n.Kind == yaml.SequenceNode {
+		for i, item := range n.Content {
+			c.comment(item, fmt.Sprintf("%s[%d]", path, i))
+		}
+		return
+	}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := n.Content[i], n.Content[i+1]
 		full := strings.TrimPrefix(path+"."+k.Value, ".")
-		if o, ok := c.origins[full]; ok {
+		// A comment at a list of blocks would stand after all of them.
+		if o, ok := c.origins[full]; ok && (v.Kind != yaml.SequenceNode || v.Style == yaml.FlowStyle) {
 			v.LineComment = show(o.String())
 		}
 		c.comment(v, full)

@@ -22,11 +22,11 @@ func nearest(word string, candidates []string) string {
 }
 
 // meant suggests a key path for an unknown one.
-func meant(path string) string {
+func (t table) meant(path string) string {
 	// Right word, wrong place: `memory` at the top level.
 	last := path[strings.LastIndex(path, ".")+1:]
 	var same []string
-	for _, k := range keys {
+	for _, k := range t {
 		if k.name() == last {
 			same = append(same, k.path)
 		}
@@ -35,34 +35,28 @@ func meant(path string) string {
 		return same[0]
 	}
 	var all []string
-	for _, k := range keys {
+	for _, k := range t {
 		all = append(all, k.path)
 	}
-	if found := nearest(path, append(all, sections...)); found != "" {
+	if found := nearest(path, append(all, t.sections()...)); found != "" {
 		return found
 	}
 	// A misspelt word in the wrong place.
 	var names []string
-	for _, k := range keys {
+	for _, k := range t {
 		names = append(names, k.name())
 	}
 	if i := slices.Index(names, nearest(last, names)); i >= 0 && len(last) > 3 {
-		return keys[i].path
+		return t[i].path
 	}
 	return ""
 }
 
 // known lists what a section (or, for "", the top level) may hold.
-func known(section string) []string {
+func (t table) known(section string) []string {
 	var names []string
-	if section == "" {
-		names = append(names, "version")
-	}
-	for _, k := range keys {
-		dir, name := "", k.path
-		if i := strings.LastIndex(k.path, "."); i >= 0 {
-			dir, name = k.path[:i], k.path[i+1:]
-		}
+	for _, k := range t {
+		dir, name := k.dir(), k.name()
 		if section == "" && dir != "" {
 			dir, name = "", dir
 		}
@@ -73,13 +67,18 @@ func known(section string) []string {
 	return names
 }
 
-func unknownKeyHint(section, path string) string {
-	if m := meant(path); m != "" {
-		return "did you mean " + m + "?"
+// unknownKeyHint says what was probably meant by a path below b.
+func (b *block) unknownKeyHint(section, path string) string {
+	if m := b.keys.meant(path); m != "" {
+		return "did you mean " + b.key(m) + "?"
+	}
+	names := b.keys.known(section)
+	if b.name == "" && section == "" {
+		names = append([]string{"version"}, names...)
 	}
 	where := "known are "
-	if section != "" {
-		where = "known in " + section + " are "
+	if in := b.key(section); in != "" {
+		where = "known in " + in + " are "
 	}
-	return where + strings.Join(known(section), ", ")
+	return where + strings.Join(names, ", ")
 }

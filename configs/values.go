@@ -127,10 +127,12 @@ func parseBool(text string) (bool, error) {
 }
 
 // quote shows a value or a name that strangers may have written: printable, and not for ever.
-func quote(s string) string {
+func quote(s string) string { return strconv.Quote(shortened(s)) }
+
+func shortened(s string) string {
 	const most = 60
 	if r := []rune(s); len(r) > most {
-		s = string(r[:most]) + "…"
+		return string(r[:most]) + "…"
 	}
-	return strconv.Quote(s)
+	return s
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
 )
@@ -32,6 +33,7 @@ type call struct {
 	request  mcp.CallToolRequest
 	given    map[string]any // the arguments as they came, without defaults
 	progress *progress
+	began    time.Time
 	sess     Session // once the tool has asked for it
 	notes    []string
 	takeNote func() // called when the notes reach the client
@@ -92,7 +94,12 @@ func serve[A any](ctx context.Context, s *Server, t *tool[A], ps properties, r m
 	}
 	defer leave()
 
-	c := &call{request: r, given: given, progress: s.startProgress(ctx, r.Params.Meta)}
+	if s.opts.Roots {
+		if ask := s.roots.question(ctx, r); ask != nil {
+			return ask
+		}
+	}
+	c := &call{request: r, given: given, began: time.Now(), progress: s.startProgress(ctx, r.Params.Meta)}
 	out := s.guarded(t.name, func() (*reply, error) { return t.run(ctx, c, args) }, func(err error) string {
 		return s.explain(ctx, c, t.name, err)
 	})

@@ -7,7 +7,6 @@ import (
 	"io"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/mark3labs/mcp-go/client"
 	"github.com/mark3labs/mcp-go/client/transport"
@@ -66,50 +65,6 @@ func TestBothErasOfTheProtocolWorkWithALibraryClient(t *testing.T) {
 	}
 }
 
-func TestRootsNameTheWorkspaceInBothEras(t *testing.T) {
-	for _, version := range []string{mcp.ProtocolVersion20251125, mcp.ProtocolVersion20260728} {
-		t.Run(version, func(t *testing.T) {
-			cl := library(t, Options{}, version, client.WithRootsHandler(workspace{}))
-			// The answer comes in its own time where calls do not wait for it.
-			require.Eventually(t, func() bool {
-				r := callLibrary(t, cl, "session", map[string]any{"action": "list"})
-				return strings.Contains(mcp.GetTextFromContent(r.Content[0]), "/home/me/project")
-			}, soon, 10*time.Millisecond)
-			r := callLibrary(t, cl, "exec", map[string]any{"command": "echo hi"})
-			assert.Contains(t, mcp.GetTextFromContent(r.Content[0]), "workspace (/home/me/project) is not visible")
-			r = callLibrary(t, cl, "exec", map[string]any{"command": "echo hi"})
-			assert.NotContains(t, mcp.GetTextFromContent(r.Content[0]), "workspace", "once is enough")
-		})
-	}
-}
-
-func TestAClientThatNeverAnswersTheQuestionForRootsLosesNothing(t *testing.T) {
-	c := dialRaw(t, Options{})
-	c.send(`{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"roots":{}},"clientInfo":{"name":"raw","version":"1"}}}`)
-	c.answer("1")
-	c.send(`{"jsonrpc":"2.0","method":"notifications/initialized"}`)
-	ask := c.next()
-	assert.Equal(t, "roots/list", ask.Method)
-	assert.False(t, c.call("exec", `{"command":"echo hi"}`).IsError)
-	// An answer that is an error, and then stray ones, trouble nobody.
-	for range 2 {
-		c.send(`{"jsonrpc":"2.0","id":` + string(ask.ID) + `,"error":{"code":-32601,"message":"no"}}`)
-	}
-	c.send(`{"jsonrpc":"2.0","id":"p","method":"ping"}`)
-	assert.Equal(t, `"p"`, string(c.next().ID))
-}
-
-func TestAStatelessClientThatIgnoresTheQuestionForRootsIsAskedOnlyOnce(t *testing.T) {
-	c := dialRaw(t, Options{})
-	call := func(id string) message {
-		c.send(`{"jsonrpc":"2.0","id":` + id + `,"method":"tools/call","params":{"name":"exec","arguments":{"command":"echo hi"},` +
-			`"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"roots":{}}}}}`)
-		return c.answer(id)
-	}
-	assert.Contains(t, string(call("1").Result), `"resultType":"input_required"`)
-	assert.Contains(t, string(call("2").Result), `"resultType":"complete"`)
-}
-
 // sdk is the client of the official SDK.
 func sdk(t *testing.T, o Options, version string, opts *official.ClientOptions, roots ...*official.Root) *official.ClientSession {
 	t.Helper()
@@ -128,7 +83,7 @@ func TestTheOfficialSDKCallsHearsProgressAndCancels(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			b := newBlocking()
 			heard := make(chan string, 100)
-			session := sdk(t, withRun(func(ctx context.Context, cmd sandbox.Command) (sandbox.Exit, error) {
+			session := sdk(t, rooted(func(ctx context.Context, cmd sandbox.Command) (sandbox.Exit, error) {
 				_, _ = io.WriteString(cmd.Stdout, "compiling\n")
 				return b.run(ctx, cmd)
 			}), version, &official.ClientOptions{
@@ -162,10 +117,9 @@ func TestTheOfficialSDKCallsHearsProgressAndCancels(t *testing.T) {
 			r, err := session.CallTool(t.Context(), &official.CallToolParams{Name: "exec", Arguments: map[string]any{"command": "make"}})
 			require.NoError(t, err)
 			assert.False(t, r.IsError)
-			require.Eventually(t, func() bool {
-				r, err := session.CallTool(t.Context(), &official.CallToolParams{Name: "session", Arguments: map[string]any{"action": "list"}})
-				return err == nil && strings.Contains(r.Content[0].(*official.TextContent).Text, "workspace (/w)")
-			}, soon, 10*time.Millisecond)
+			r, err = session.CallTool(t.Context(), &official.CallToolParams{Name: "session", Arguments: map[string]any{"action": "list"}})
+			require.NoError(t, err)
+			assert.Contains(t, r.Content[0].(*official.TextContent).Text, "/workspace  rw  the user's /w")
 		})
 	}
 }

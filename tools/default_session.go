@@ -3,6 +3,7 @@ package tools
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -18,6 +19,10 @@ type defaultSession struct {
 	now    Session
 	making *making
 	note   string // what the model has to be told about the last one's end
+	news   string // and about the mounts of the one that there is
+
+	roots     []string // what it was made with
+	rootsTold []string // later ones that the model knows not to be in it
 }
 
 // making is a creation under way. done is closed after the other fields are set.
@@ -25,6 +30,8 @@ type making struct {
 	done chan struct{}
 	sess Session
 	err  error
+
+	roots []string
 }
 
 // defaultFor returns the default session, making one if there is none that
@@ -34,15 +41,17 @@ func (s *Server) defaultFor(ctx context.Context) (sess Session, note string, tol
 	d.mu.Lock()
 	if d.now != nil {
 		if info := d.now.Info(); info.State == sandbox.StateClosed {
-			d.note = fmt.Sprintf("The previous session %s ended: %sIts files and processes are gone", info.ID, sentence(reasonOf(info, 600)))
+			d.note = fmt.Sprintf("The previous session %s ended: %s%s", info.ID, sentence(reasonOf(info, 600)), lostWith(d.now))
 			d.now = nil
 		} else {
 			defer d.mu.Unlock()
-			return d.now, d.noteFor(d.now), d.told, nil
+			note, told := d.noteFor(d.now, s.roots.paths())
+			return d.now, note, told, nil
 		}
 	}
 	m := d.making
 	if m == nil {
+		s.expectRoots(ctx)
 		m = &making{done: make(chan struct{})}
 		// The creation belongs to the connection, not to this call: whoever is
 		// cancelled while waiting leaves a session for the next call.
@@ -64,7 +73,8 @@ func (s *Server) defaultFor(ctx context.Context) (sess Session, note string, tol
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return m.sess, d.noteFor(m.sess), d.told, nil
+	note, told = d.noteFor(m.sess, s.roots.paths())
+	return m.sess, note, told, nil
 }
 
 // make creates the default session and hands it to those who wait.
@@ -80,10 +90,11 @@ func (s *Server) make(ctx context.Context, m *making) {
 		defer s.sessions.mu.Unlock()
 		s.sessions.making = nil
 		if m.err == nil {
-			s.sessions.now = m.sess
+			s.sessions.set(m.sess, m.roots, m.sess.Mounts().note())
 		}
 	}()
-	m.sess, m.err = s.opts.Sandboxes.Create(ctx, SessionOptions{Label: "default"})
+	m.roots = s.roots.await(ctx, s.rootsWait)
+	m.sess, m.err = s.opts.Sandboxes.Create(ctx, SessionOptions{Label: "default", Roots: m.roots})
 	if m.err != nil {
 		s.log.Error("default session not made", "error", m.err)
 		return
@@ -91,19 +102,31 @@ func (s *Server) make(ctx context.Context, m *making) {
 	s.log.Info("default session made", "session", m.sess.ID(), "took", time.Since(began).Round(time.Millisecond))
 }
 
-// noteFor is the note about the predecessor of sess. The lock is held.
-func (d *defaultSession) noteFor(sess Session) string {
-	if d.note == "" {
-		return ""
-	}
-	return fmt.Sprintf("%s; this is a new, empty one (%s).", d.note, sess.ID())
+// set makes sess the default. The lock is held.
+func (d *defaultSession) set(sess Session, roots []string, news string) {
+	d.now, d.roots, d.rootsTold, d.news = sess, roots, roots, news
 }
 
-// told forgets the note.
-func (d *defaultSession) told() {
-	d.mu.Lock()
-	d.note = ""
-	d.mu.Unlock()
+// noteFor is what has to be told about sess, made after its predecessor and with other roots
+// than there are now. told forgets it. The lock is held.
+func (d *defaultSession) noteFor(sess Session, roots []string) (note string, told func()) {
+	var parts []string
+	if d.note != "" {
+		parts = append(parts, fmt.Sprintf("%s; this is a new one (%s).", d.note, sess.ID()))
+	}
+	if d.news != "" {
+		parts = append(parts, d.news)
+	}
+	if !slices.Equal(roots, d.roots) && !slices.Equal(roots, d.rootsTold) {
+		parts = append(parts, fmt.Sprintf("The client's workspace is another now (%s). The session %s was made before and keeps the mounts that it has; "+
+			"session {\"action\": \"reset\"} replaces it, with all that is not in a mount, by one that has the new ones.",
+			short(printable(strings.Join(roots, ", ")), 300), sess.ID()))
+	}
+	return strings.Join(parts, " "), func() {
+		d.mu.Lock()
+		d.note, d.news, d.rootsTold = "", "", roots
+		d.mu.Unlock()
+	}
 }
 
 // id is the default session's, or empty.
@@ -128,13 +151,14 @@ func (d *defaultSession) forget(id string) {
 }
 
 // adopt makes sess the default unless there is one or one is being made.
-func (d *defaultSession) adopt(sess Session) bool {
+func (d *defaultSession) adopt(sess Session, roots []string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.now != nil || d.making != nil {
 		return false
 	}
-	d.now, d.note = sess, ""
+	d.set(sess, roots, "") // its maker tells
+	d.note = ""
 	return true
 }
 
@@ -142,7 +166,7 @@ func (d *defaultSession) adopt(sess Session) bool {
 func (d *defaultSession) reset() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.now, d.note = nil, ""
+	d.now, d.note, d.news = nil, "", ""
 }
 
 // reasonOf is why a session ended, in at most about most characters. It may have

@@ -23,6 +23,18 @@
 // (age, idleness, a crash), the next call gets a fresh one and its result says
 // what became of the old one.
 //
+// # Mounts and refusals
+//
+// What of the user's files a session sees is for Sandboxes to decide; Session.Mounts
+// tells, and so do the instructions and the results of the tool session. With
+// Options.Roots the client is asked for its roots, and a session is made with those known
+// then: the first one waits for the answer, at most two seconds. Roots that change
+// later reach the sessions made afterwards, and the model is told so once.
+//
+// What the host refused (Session.Denials) is told in the result of the exec during which
+// it happened, and in the error of the file tool that it made fail: the rule, and what
+// would help.
+//
 // # From a line to a result
 //
 //		client -> front -> mcp-go's stdio server -> gate -> check -> the tool -> fit -> client

@@ -42,14 +42,9 @@ type ExecResult struct {
 	JobID       string   `json:"job_id,omitempty" jsonschema:"for job_output and its siblings; set when it runs in the background or output was left out"`
 	RestOffset  *int64   `json:"rest_offset,omitempty" jsonschema:"offset for job_output from which nothing that was left out is missed"`
 	SessionID   string   `json:"session" jsonschema:"the session that it ran in"`
-	Denials     []Denial `json:"denials" jsonschema:"what the policy refused meanwhile"`
+	Denials     []Denial `json:"denials" jsonschema:"what the host refused the session meanwhile, the newest if they are many"`
+	DenialsMore int      `json:"denials_more,omitempty" jsonschema:"how many earlier ones are not in denials"`
 	Noted
-}
-
-// Denial is one refusal by the policy.
-type Denial struct {
-	What   string `json:"what" jsonschema:"what was refused"`
-	Reason string `json:"reason" jsonschema:"why, and what would help"`
 }
 
 const execDoc = `Run a command in this session's own Linux machine and return its output and exit code.
@@ -75,15 +70,9 @@ func (s *Server) exec(ctx context.Context, c *call, a *execArgs) (*reply, error)
 	if len(a.Argv) > 0 && a.Argv[0] == "" {
 		return nil, toolErrorf("nothing was run: `argv` must begin with a program")
 	}
-	if ask := s.roots.question(ctx, c.request); ask != nil {
-		return &reply{raw: ask}, nil
-	}
 	sess, err := s.session(ctx, c, a.Session)
 	if err != nil {
 		return nil, err
-	}
-	if note, ok := s.roots.note(); ok {
-		c.notes = append(c.notes, note)
 	}
 	cmd := sandbox.Command{
 		Argv: a.Argv, Shell: a.Command, Dir: a.Cwd, Env: a.Env, User: a.User,
@@ -109,7 +98,9 @@ func (s *Server) exec(ctx context.Context, c *call, a *execArgs) (*reply, error)
 		}
 		return run.err.lastLine()
 	})
+	began := time.Now()
 	run.exit, err = sess.Run(ctx, cmd)
+	run.denials = sess.Denials(began)
 	if err != nil {
 		return nil, execError(startError(err, a), run)
 	}
@@ -180,6 +171,7 @@ type execution struct {
 	out, err *capture
 	exit     sandbox.Exit
 	sess     Session
+	denials  []sandbox.Denial
 	uri      bool // whether the client knows resource links
 }
 
@@ -193,8 +185,9 @@ func (e execution) reply(n int) *reply {
 		InvalidUTF8: out.replaced || errs.replaced,
 		StdoutBytes: e.out.bytes(), StderrBytes: e.err.bytes(),
 		DurationMS: e.exit.Duration.Milliseconds(),
-		SessionID:  e.sess.ID(), Denials: []Denial{},
+		SessionID:  e.sess.ID(),
 	}
+	r.Denials, r.DenialsMore = cutDenials(e.denials)
 	reply := &reply{data: r, failed: r.TimedOut}
 	rest := ""
 	if r.Truncated && e.exit.ID != "" {
@@ -263,6 +256,7 @@ func (e execution) text(r *ExecResult) string {
 	for _, note := range r.Notes {
 		fmt.Fprintf(&b, "\n[%s]", note)
 	}
+	b.WriteString(denialLines(r.Denials, r.DenialsMore))
 	return b.String()
 }
 

@@ -23,6 +23,7 @@ type fakeBoxes struct {
 	mu       sync.Mutex
 	n        int
 	sessions map[string]*fakeSession
+	mounts   func(o SessionOptions) Mounts
 	create   func(ctx context.Context, o SessionOptions) error
 	run      func(ctx context.Context, cmd sandbox.Command) (sandbox.Exit, error)
 	made     []SessionOptions
@@ -45,6 +46,9 @@ func (b *fakeBoxes) Create(ctx context.Context, o SessionOptions) (Session, erro
 	s := &fakeSession{
 		id: fmt.Sprintf("vm-%d", b.n), label: o.Label, limits: o.Limits, run: b.run,
 		state: sandbox.StateRunning, files: map[string][]byte{}, jobs: map[string]*fakeJob{},
+	}
+	if b.mounts != nil {
+		s.mounts = b.mounts(o)
 	}
 	b.sessions[s.id] = s
 	b.made = append(b.made, o)
@@ -104,7 +108,10 @@ type fakeSession struct {
 	matches       []sandbox.GrepMatch
 	changes       bool // files change between reading and writing
 	ignoresSignal string
-	mute          chan string // gets the id of a job whose Output then says nothing before ctx ends
+	mounts        Mounts
+	denials       []sandbox.Denial
+	onFile        func() error // called by WriteFile
+	mute          chan string  // gets the id of a job whose Output then says nothing before ctx ends
 }
 
 type fakeJob struct {
@@ -349,6 +356,9 @@ func (s *fakeSession) describe(name string, data []byte) sandbox.FileInfo {
 func (s *fakeSession) WriteFile(_ context.Context, name string, r io.Reader, o sandbox.WriteOptions) (sandbox.Written, error) {
 	if err := s.alive(); err != nil {
 		return sandbox.Written{}, err
+	}
+	if s.onFile != nil {
+		return sandbox.Written{}, s.onFile()
 	}
 	data, err := io.ReadAll(r)
 	if err != nil {

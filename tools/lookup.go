@@ -32,7 +32,7 @@ func (s *Server) session(ctx context.Context, c *call, id string) (Session, erro
 		return nil, s.noSession(id, err)
 	}
 	if info := sess.Info(); info.State == sandbox.StateClosed {
-		return nil, toolErrorf("session %s has ended: %sIts files and processes are gone. %s", info.ID, sentence(reasonOf(info, 2000)), s.validIDs())
+		return nil, toolErrorf("session %s has ended: %s%s. %s", info.ID, sentence(reasonOf(info, 2000)), lostWith(sess), s.validIDs())
 	}
 	c.sess = sess
 	return sess, nil
@@ -78,8 +78,8 @@ func (s *Server) explain(ctx context.Context, c *call, name string, err error) s
 		return name + " was cancelled"
 	case errors.Is(err, sandbox.ErrClosed):
 		if c.sess != nil && c.sess.Info().State == sandbox.StateClosed {
-			return fmt.Sprintf("%s failed because the session %s ended meanwhile: %sIts files and processes are gone. "+
-				"The next call without `session` gets a new, empty one.", name, c.sess.ID(), sentence(reasonOf(c.sess.Info(), 2000)))
+			return fmt.Sprintf("%s failed because the session %s ended meanwhile: %s%s. "+
+				"The next call without `session` gets a new one.", name, c.sess.ID(), sentence(reasonOf(c.sess.Info(), 2000)), lostWith(c.sess))
 		}
 		return fmt.Sprintf("%s failed: %sThe session's files and processes are gone.", name, sentence(err.Error()))
 	case errors.Is(err, sandbox.ErrNoJob):
@@ -89,7 +89,7 @@ func (s *Server) explain(ctx context.Context, c *call, name string, err error) s
 		}
 		return fmt.Sprintf("%s. %s", text, s.validJobs(ctx, c.sess))
 	case errors.As(err, &file):
-		return fmt.Sprintf("%s failed: %s%s", name, err, hintFor(file))
+		return fmt.Sprintf("%s failed: %s%s", name, err, hintFor(c, file))
 	case errors.Is(err, sandbox.ErrChanged):
 		return fmt.Sprintf("%s: the file was not changed, because its content is not what if_sha256 says (%s). Read it again first.", name, err)
 	}
@@ -112,8 +112,16 @@ func plain(err error) string {
 	return strings.Join(lines, "\n")
 }
 
-// hintFor adds what usually helps.
-func hintFor(e *sandbox.FileError) string {
+// hintFor adds why the host refused it, or what usually helps.
+func hintFor(c *call, e *sandbox.FileError) string {
+	if c.sess != nil {
+		if hint := denialHint(c, e); hint != "" {
+			return hint
+		}
+		if hint := mountHint(c.sess.Mounts(), e); hint != "" {
+			return hint
+		}
+	}
 	switch {
 	case errors.Is(e, fs.ErrNotExist):
 		return ". Paths are those of the sandbox, not of the client's machine; list_files and glob show what is there."

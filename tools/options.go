@@ -20,6 +20,12 @@ type Options struct {
 	// and ripgrep". Default: "Linux".
 	Image string
 
+	// Mounts are those that every session has, for the model to know.
+	Mounts []Mount
+	// Roots says that sessions mount the client's roots at RootsPath: one there, several
+	// below it.
+	Roots bool
+
 	// User is whom commands run as. Default: root.
 	User string
 
@@ -33,6 +39,9 @@ type Options struct {
 	MaxMessage  int           // longest line from the client in bytes, default 16 MiB
 	MaxUnderWay int           // unanswered requests at once, default 512
 }
+
+// RootsPath is where Options.Roots puts the client's roots.
+const RootsPath = "/workspace"
 
 const (
 	// spoolBytes is how much of a command's output stays for job_output.

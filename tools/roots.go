@@ -2,36 +2,48 @@ package tools
 
 import (
 	"context"
-	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
 	"github.com/mark3labs/mcp-go/server"
 )
 
-// clientRoots is what the client says its workspace is. It only serves to name
-// that workspace to the model: nothing of it is visible in the sandbox.
+// clientRoots is what the client says its workspace is. A session gets the roots that are
+// known when it is made (SessionOptions.Roots) and keeps them: a client whose roots change
+// is told that a new session has the new ones.
 //
-// A client of the initialize era is asked in the background, when it says that
-// it is ready and whenever its roots change; no call waits for the answer. A
-// client of the stateless era can only be asked by a tool's result, so the first
-// exec or session call asks, once, and only if the request itself says that the
-// client has roots. Its second round runs the call, with or without an answer.
+// A client of the initialize era is asked in the background, when it says that it is
+// ready and whenever its roots change; making a session waits for the answer, for a
+// while. A client of the stateless era can only be asked by a tool's result, so its first
+// call asks, once, and only if the request itself says that the client has roots. Its
+// second round runs the call, with or without an answer.
 type clientRoots struct {
-	mu     sync.Mutex
-	asking bool
-	again  bool
-	asked  bool // the stateless way
-	known  []string
-	told   bool
+	mu      sync.Mutex
+	asking  bool
+	again   bool
+	asked   bool          // in either way
+	slow    bool          // an answer was waited for in vain
+	pending chan struct{} // closed when the answer is there; nil when none is awaited
+	known   []string
 }
 
-const rootsKey = "roots"
+const (
+	rootsKey = "roots"
+	// rootsWait is how long a session waits for the client's roots.
+	rootsWait = 2 * time.Second
+	// rootsMost is how many roots are taken.
+	rootsMost = 32
+)
 
 // watchRoots makes the server ask clients of the initialize era.
 func (s *Server) watchRoots() {
+	if !s.opts.Roots {
+		return
+	}
 	ask := func(ctx context.Context, _ mcp.JSONRPCNotification) { s.askRoots(ctx) }
 	s.mcp.AddNotificationHandler("notifications/initialized", ask)
 	s.mcp.AddNotificationHandler(mcp.MethodNotificationRootsListChanged, ask)
@@ -50,7 +62,7 @@ func (s *Server) askRoots(ctx context.Context) {
 		r.again = true
 		return
 	}
-	// No deadline: nobody waits for the answer, and mcp-go answers one that
+	// No deadline: who waits for the answer has one, and mcp-go answers one that
 	// comes after a deadline as if it were a request.
 	if s.begin(func(life context.Context) {
 		ctx := s.mcp.WithContext(life, session)
@@ -64,7 +76,8 @@ func (s *Server) askRoots(ctx context.Context) {
 			}
 		}
 	}) == nil {
-		r.asking = true
+		r.asking, r.asked = true, true
+		r.pending = make(chan struct{})
 	}
 }
 
@@ -76,20 +89,34 @@ func (r *clientRoots) store(got *mcp.ListRootsResult) (again bool) {
 		r.set(got)
 	}
 	r.asking, again, r.again = r.again, r.again, false
+	if !again {
+		r.settle()
+	}
 	return again
+}
+
+// settle lets those go on who wait for the answer. The lock is held.
+func (r *clientRoots) settle() {
+	if r.pending != nil {
+		close(r.pending)
+		r.pending = nil
+	}
+	r.slow = false
 }
 
 func (r *clientRoots) set(got *mcp.ListRootsResult) {
 	r.known = nil
 	for _, root := range got.Roots {
-		if len(r.known) == 10 {
-			break
-		}
 		name := root.URI
-		if u, err := url.Parse(root.URI); err == nil && u.Scheme == "file" {
+		if u, err := url.Parse(root.URI); err == nil && u.Scheme == "file" && (u.Host == "" || u.Host == "localhost") {
 			name = u.Path
 		}
-		r.known = append(r.known, short(printable(name), 200))
+		if len(name) > 4096 || strings.ContainsRune(name, 0) || slices.Contains(r.known, name) {
+			continue
+		}
+		if r.known = append(r.known, name); len(r.known) == rootsMost {
+			break
+		}
 	}
 }
 
@@ -116,18 +143,42 @@ func (r *clientRoots) question(ctx context.Context, request mcp.CallToolRequest)
 	return server.NewInputRequestBuilder(rootsKey).Roots(rootsKey).ToolResult()
 }
 
-// note names the workspace, the first time that it is asked for.
-func (r *clientRoots) note() (string, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.told || len(r.known) == 0 {
-		return "", false
+// expectRoots asks a client that never said that it is ready. ctx is a call's.
+func (s *Server) expectRoots(ctx context.Context) {
+	if !s.opts.Roots {
+		return
 	}
-	r.told = true
-	return workspaceNote(r.known), true
+	s.roots.mu.Lock()
+	asked := s.roots.asked
+	s.roots.mu.Unlock()
+	if !asked {
+		s.askRoots(ctx)
+	}
 }
 
-// paths are the workspace's directories as far as they are known.
+// await returns the roots for a new session. It waits for an answer that is under way, but
+// not again for a client that let it wait before.
+func (r *clientRoots) await(ctx context.Context, most time.Duration) []string {
+	r.mu.Lock()
+	pending, slow := r.pending, r.slow
+	r.mu.Unlock()
+	if pending != nil && !slow {
+		timer := time.NewTimer(most)
+		defer timer.Stop()
+		select {
+		case <-pending:
+		case <-ctx.Done():
+		case <-timer.C:
+			r.mu.Lock()
+			r.slow = r.pending == pending
+			r.mu.Unlock()
+		}
+	}
+	return r.paths()
+}
+
+// paths are the roots as far as they are known: absolute paths of the client's machine, or
+// URIs of another kind.
 func (r *clientRoots) paths() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -137,9 +188,6 @@ func (r *clientRoots) paths() []string {
 func (r *clientRoots) reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.asking, r.again, r.asked, r.told, r.known = false, false, false, false, nil
-}
-
-func workspaceNote(paths []string) string {
-	return fmt.Sprintf("The client's workspace (%s) is not visible in this machine; copy what is needed with write_file.", strings.Join(paths, ", "))
+	r.settle()
+	r.asking, r.again, r.asked, r.known = false, false, false, nil
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // Session is what the tools need of one sandbox session. *sandbox.Session
-// offers it. All methods honour ctx and may be called at the same time.
+// offers all but Mounts. All methods honour ctx and may be called at the same time.
 type Session interface {
 	ID() string
 	Info() sandbox.Info
@@ -39,6 +39,11 @@ type Session interface {
 	Glob(ctx context.Context, o sandbox.GlobOptions) (matches []sandbox.FileInfo, truncated bool, err error)
 	Grep(ctx context.Context, o sandbox.GrepOptions) (matches []sandbox.GrepMatch, truncated bool, err error)
 
+	// Mounts are the same for the session's whole life.
+	Mounts() Mounts
+	// Denials are what the host refused the session after a time, oldest first.
+	Denials(since time.Time) []sandbox.Denial
+
 	Close(ctx context.Context) error
 }
 
@@ -47,6 +52,10 @@ type Session interface {
 type SessionOptions struct {
 	Label  string
 	Limits sandbox.Limits // may lower the configured limits, never raise them
+
+	// Roots are the client's, if Options.Roots asks for them: paths of its machine, or URIs.
+	// They are a wish: Session.Mounts says what became of them.
+	Roots []string
 }
 
 // Sandboxes makes, finds and ends sessions.

@@ -23,6 +23,7 @@ type Server struct {
 	requests    *requests     // what the client waits for
 	sessions    defaultSession
 	roots       clientRoots
+	rootsWait   time.Duration
 	ticker      func(time.Duration) (<-chan time.Time, func())
 
 	mu    sync.Mutex
@@ -42,11 +43,12 @@ var serving atomic.Bool
 func New(o Options) *Server {
 	o = o.withDefaults()
 	s := &Server{
-		opts:     o,
-		log:      o.Logger,
-		long:     make(chan struct{}, o.MaxLong),
-		quick:    make(chan struct{}, o.MaxQuick),
-		requests: newRequests(o.MaxUnderWay, 4*int64(o.MaxMessage)),
+		opts:      o,
+		log:       o.Logger,
+		long:      make(chan struct{}, o.MaxLong),
+		quick:     make(chan struct{}, o.MaxQuick),
+		requests:  newRequests(o.MaxUnderWay, 4*int64(o.MaxMessage)),
+		rootsWait: rootsWait,
 		ticker: func(d time.Duration) (<-chan time.Time, func()) {
 			t := time.NewTicker(d)
 			return t.C, t.Stop

@@ -36,6 +36,9 @@ type SessionInfo struct {
 	DiskMiB     int    `json:"disk_mib" jsonschema:"room for changes on disk"`
 	Commands    int    `json:"commands" jsonschema:"commands that run now"`
 	AgeSeconds  int64  `json:"age_seconds" jsonschema:"since it was made"`
+
+	Mounts     []MountInfo `json:"mounts,omitempty" jsonschema:"its directories that outlive it or come from outside"`
+	NotMounted []string    `json:"not_mounted,omitempty" jsonschema:"why directories of the client's workspace are not among them"`
 }
 
 // SessionResult is the structured result of session.
@@ -43,7 +46,6 @@ type SessionResult struct {
 	Action    string        `json:"action" jsonschema:"what was asked"`
 	SessionID string        `json:"session,omitempty" jsonschema:"the session made or closed"`
 	Sessions  []SessionInfo `json:"sessions" jsonschema:"the sessions after the action"`
-	Workspace []string      `json:"workspace,omitempty" jsonschema:"directories of the client's machine that it works in; they are not visible in any session"`
 	Noted
 }
 
@@ -71,16 +73,13 @@ One is made by itself at the first call; ask for more only to keep things apart,
 }
 
 func (s *Server) manage(ctx context.Context, c *call, a *sessionArgs) (*reply, error) {
-	if ask := s.roots.question(ctx, c.request); ask != nil {
-		return &reply{raw: ask}, nil
-	}
 	switch a.Action {
 	case "create":
 		if a.Session != "" {
 			return nil, toolErrorf("nothing was done: `session` is no choice of a new session's id, which is made up; leave it out")
 		}
 		c.progress.say(func() string { return "starting the sandbox" })
-		sess, err := s.opts.Sandboxes.Create(ctx, a.options())
+		sess, err := s.opts.Sandboxes.Create(ctx, s.optionsOf(ctx, a))
 		if err != nil {
 			return nil, fmt.Errorf("the session was not made: %w", err)
 		}
@@ -93,12 +92,18 @@ func (s *Server) manage(ctx context.Context, c *call, a *sessionArgs) (*reply, e
 	return s.sessionsReply(a.Action, "", ""), nil
 }
 
-func (a *sessionArgs) options() SessionOptions {
-	return SessionOptions{Label: a.Label, Limits: sandbox.Limits{
+// optionsOf is what a call asks of a new session, with the client's roots.
+func (s *Server) optionsOf(ctx context.Context, a *sessionArgs) SessionOptions {
+	s.expectRoots(ctx)
+	return SessionOptions{Label: a.Label, Roots: s.roots.await(ctx, s.rootsWait), Limits: a.limits()}
+}
+
+func (a *sessionArgs) limits() sandbox.Limits {
+	return sandbox.Limits{
 		CPUs: a.CPUs, MemoryMiB: a.MemoryMiB, DiskMiB: a.DiskMiB,
 		Wall: time.Duration(a.WallSeconds) * time.Second,
 		Idle: time.Duration(a.IdleSeconds) * time.Second,
-	}}
+	}
 }
 
 // closeSession ends a session. Closing the default one when there is none is
@@ -111,7 +116,7 @@ func (s *Server) closeSession(ctx context.Context, c *call, a *sessionArgs) (*re
 	if err := s.end(ctx, c, id, "closed by the agent"); err != nil {
 		return nil, err
 	}
-	return s.sessionsReply(a.Action, id, fmt.Sprintf("Closed session %s; its files and processes are gone.", id)), nil
+	return s.sessionsReply(a.Action, id, fmt.Sprintf("Closed session %s. %s.", id, lostWith(c.sess))), nil
 }
 
 func (s *Server) end(ctx context.Context, c *call, id, reason string) error {
@@ -140,19 +145,19 @@ func (s *Server) resetSession(ctx context.Context, c *call, a *sessionArgs) (*re
 				return nil, err
 			}
 		}
-		if o := a.options(); o != (SessionOptions{}) {
-			return s.replaceDefault(ctx, a, o)
+		if a.Label != "" || a.limits() != (sandbox.Limits{}) {
+			return s.replaceDefault(ctx, a)
 		}
 		sess, err := s.session(ctx, c, "")
 		if err != nil {
 			return nil, err
 		}
-		return s.sessionsReply(a.Action, sess.ID(), fmt.Sprintf("The default session is now %s, which is empty.", sess.ID())), nil
+		return s.sessionsReply(a.Action, sess.ID(), fmt.Sprintf("The default session is now %s, which is new.", sess.ID())), nil
 	}
 	if err := s.end(ctx, c, a.Session, "reset by the agent"); err != nil {
 		return nil, err
 	}
-	sess, err := s.opts.Sandboxes.Create(ctx, a.options())
+	sess, err := s.opts.Sandboxes.Create(ctx, s.optionsOf(ctx, a))
 	if err != nil {
 		return nil, fmt.Errorf("session %s was closed, but the new one was not made: %w", a.Session, err)
 	}
@@ -160,13 +165,14 @@ func (s *Server) resetSession(ctx context.Context, c *call, a *sessionArgs) (*re
 }
 
 // replaceDefault makes a default session with other limits than usual.
-func (s *Server) replaceDefault(ctx context.Context, a *sessionArgs, o SessionOptions) (*reply, error) {
+func (s *Server) replaceDefault(ctx context.Context, a *sessionArgs) (*reply, error) {
+	o := s.optionsOf(ctx, a)
 	sess, err := s.opts.Sandboxes.Create(ctx, o)
 	if err != nil {
 		return nil, fmt.Errorf("the default session was closed, but the new one was not made: %w", err)
 	}
-	text := fmt.Sprintf("The default session is now %s, which is empty.", sess.ID())
-	if !s.sessions.adopt(sess) {
+	text := fmt.Sprintf("The default session is now %s, which is new.", sess.ID())
+	if !s.sessions.adopt(sess, o.Roots) {
 		text = fmt.Sprintf("Created session %s; another call made a default session meanwhile, which stays the default.", sess.ID())
 	}
 	return s.sessionsReply(a.Action, sess.ID(), text), nil
@@ -176,15 +182,14 @@ func (s *Server) replaceDefault(ctx context.Context, a *sessionArgs, o SessionOp
 func (s *Server) sessionsReply(action, id, text string) *reply {
 	all := s.opts.Sandboxes.List()
 	standard := s.sessions.id()
-	workspace := s.roots.paths()
 	return fit(min(len(all), sessionsShown), func(n int) *reply {
-		r := &SessionResult{Action: action, SessionID: id, Sessions: make([]SessionInfo, 0, n), Workspace: workspace}
+		r := &SessionResult{Action: action, SessionID: id, Sessions: make([]SessionInfo, 0, n)}
 		var b strings.Builder
 		if text != "" {
 			b.WriteString(text + "\n")
 		}
 		for _, info := range all[:n] {
-			e := sessionInfo(info, standard)
+			e := s.sessionInfo(info, standard)
 			r.Sessions = append(r.Sessions, e)
 			b.WriteString(e.line() + "\n")
 		}
@@ -196,14 +201,11 @@ func (s *Server) sessionsReply(action, id, text string) *reply {
 		default:
 			fmt.Fprintf(&b, "[%s]", counted(n, "session"))
 		}
-		if len(workspace) > 0 {
-			b.WriteString("\n" + workspaceNote(workspace))
-		}
 		return &reply{data: r, text: b.String()}
 	})
 }
 
-func sessionInfo(info sandbox.Info, standard string) SessionInfo {
+func (s *Server) sessionInfo(info sandbox.Info, standard string) SessionInfo {
 	e := SessionInfo{
 		ID: info.ID, Default: info.ID == standard, Label: short(printable(info.Label), 200),
 		State: string(info.State), Image: short(printable(info.Image), 200), Accelerator: info.Accelerator,
@@ -215,6 +217,13 @@ func sessionInfo(info sandbox.Info, standard string) SessionInfo {
 	}
 	if !info.Created.IsZero() {
 		e.AgeSeconds = int64(time.Since(info.Created).Seconds())
+	}
+	if sess, err := s.opts.Sandboxes.Get(info.ID); err == nil {
+		m := sess.Mounts()
+		e.Mounts = mountInfos(m)
+		for _, why := range m.Refused {
+			e.NotMounted = append(e.NotMounted, short(printable(why), 500))
+		}
 	}
 	return e
 }
@@ -230,6 +239,18 @@ func (e SessionInfo) line() string {
 	}
 	if e.Reason != "" {
 		line += "  ended: " + strings.ReplaceAll(e.Reason, "\n", "\n    ")
+	}
+	for _, m := range e.Mounts {
+		line += fmt.Sprintf("\n    %s  %s", m.Path, m.Mode)
+		switch {
+		case m.Memory:
+			line += "  memory"
+		case m.Source != "":
+			line += "  the user's " + m.Source
+		}
+	}
+	for _, why := range e.NotMounted {
+		line += "\n    " + why
 	}
 	return line
 }

@@ -80,7 +80,7 @@ func TestTheEndOfTheDefaultSessionIsToldOnceAndANewOneIsThere(t *testing.T) {
 	c.boxes.session("vm-1").closeFor("idle for 30 minutes")
 	r := c.call("exec", `{"command":"echo hi"}`)
 	assert.False(t, r.IsError)
-	const note = "The previous session vm-1 ended: idle for 30 minutes. Its files and processes are gone; this is a new, empty one (vm-2)."
+	const note = "The previous session vm-1 ended: idle for 30 minutes. Its files and processes are gone; this is a new one (vm-2)."
 	assert.True(t, strings.HasPrefix(r.text(), "["+note+"]\n"), r.text())
 	got := decodeAs[ExecResult](t, r)
 	assert.Equal(t, []string{note}, got.Notes)

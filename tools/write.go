@@ -57,7 +57,7 @@ func (s *Server) addWriteFile() {
 	add(s, tool[writeFileArgs]{
 		name: "write_file", title: "Write a file",
 		doc: `Write a file of the machine, replacing what it held, all or nothing. For small changes edit_file is better.
-This is also the way to bring files in: nothing of the client's own file system is visible in the machine.`,
+This is also the way to bring files in: of the client's own file system the machine has at most what is mounted.`,
 		hints:  hints{destructive: true, idempotent: true},
 		output: mcp.WithOutputSchema[WriteFileResult](),
 		run:    s.writeFile,

@@ -19,9 +19,9 @@ func (c *conn) fuseOptions() *fuse.MountOptions {
 		// has gone wrong, and a guest must not fill the host's log.
 		Logger:       log.New(io.Discard, "", 0),
 		PanicHandler: c.panicked,
+		// Directories are always listed with attributes (no CAP_READDIRPLUS_AUTO): who lists
+		// one mostly looks at its files next, and a round trip costs more than the attributes of all.
 		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC |
-			// Directories are listed with attributes while programs ask for them.
-			fuse.CAP_READDIRPLUS_AUTO |
 			// Otherwise the kernel asks for security.capability before each write.
 			fuse.CAP_HANDLE_KILLPRIV_V2,
 		// No writeback cache: the kernel would keep writes, sizes and times to itself, and

@@ -63,6 +63,8 @@ type conn struct {
 	in       *bufio.Reader // used by run only
 	deadline func(time.Time) error
 
+	slowUntil time.Time // until then every request gets a worker; used by run only
+
 	writing sync.Mutex    // one frame at a time
 	hurry   chan struct{} // stopped has its first job
 
@@ -185,7 +187,47 @@ func (c *conn) take(f frame, buf *[]byte) (bool, error) {
 	case opDestroy:
 		return false, c.write(errorReply(make([]byte, outHeader), f, 0))
 	}
+	if c.inline(f) {
+		return false, c.runInline(f)
+	}
 	return c.enqueue(f, buf)
+}
+
+const (
+	// slowInline is how long a request may take that is run where it was read. It takes a few
+	// microseconds; a provider that is slower gets workers again for inlineRest.
+	slowInline = 500 * time.Microsecond
+	inlineRest = time.Second
+	// maxInline is the longest request that is run where it was read.
+	maxInline = 64 << 10
+)
+
+// inline says whether to run f here and now: a worker costs the wake-up of a
+// thread, which is a large part of the time that a small request takes. Only one that
+// nothing else is under way with, so that a slow one holds up nobody.
+func (c *conn) inline(f frame) bool {
+	switch f.opcode() {
+	case opLookup, opGetattr, opMkdir, opUnlink, opRmdir, opGetxattr, opCreate, opRelease, opReleasedir, opWrite:
+	default:
+		return false
+	}
+	if len(f) > maxInline || time.Now().Before(c.slowUntil) {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.jobs) == 0
+}
+
+func (c *conn) runInline(f frame) error {
+	out := getBuffer(replySize(f))
+	defer putBuffer(out)
+	began := time.Now()
+	reply := c.handle(f, *out)
+	if now := time.Now(); now.Sub(began) > slowInline {
+		c.slowUntil = now.Add(inlineRest)
+	}
+	return c.write(reply)
 }
 
 // enqueue hands f to the workers when the bounds allow it. While they do not, the

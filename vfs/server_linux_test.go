@@ -27,12 +27,12 @@ func TestTheKernelIsOfferedLargeRequests(t *testing.T) {
 	assert.Equal(t, uint16(256), binary.LittleEndian.Uint16(data[28:]), "max_pages")
 	for name, bit := range map[string]int{
 		"async read": 0, "atomic O_TRUNC": 3, "big writes": 5, "auto invalidation": 12,
-		"readdirplus": 13, "adaptive readdirplus": 14, "parallel dirops": 18, "max pages": 22, "killpriv v2": 28,
+		"readdirplus": 13, "parallel dirops": 18, "max pages": 22, "killpriv v2": 28,
 	} {
 		assert.NotZero(t, flags&(1<<bit), name)
 	}
 	for name, bit := range map[string]int{
-		"posix locks": 1, "export": 4, "splice": 7, "flock": 10, "writeback cache": 16, "no open": 17, "ACLs": 20,
+		"posix locks": 1, "export": 4, "splice": 7, "flock": 10, "adaptive readdirplus": 14, "writeback cache": 16, "no open": 17, "ACLs": 20,
 	} {
 		assert.Zero(t, flags&(1<<bit), name)
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gondolin-go/gondolin/configs"
+	"github.com/gondolin-go/gondolin/vfs"
 )
 
 func (a *app) newConfigCommand() *cobra.Command {
@@ -16,7 +17,7 @@ func (a *app) newConfigCommand() *cobra.Command {
 		Args: noSuchCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.configShow(), a.configCheck(), a.configPath(), configExample())
+	cmd.AddCommand(a.configShow(), a.configCheck(), a.configPath(), configExample(), configRules())
 	return cmd
 }
 
@@ -54,8 +55,9 @@ func (a *app) configCheck() *cobra.Command {
 	return a.withFlags(&cobra.Command{
 		Use: "check [FILE]", Short: "Report every mistake in a file, or in what is in force",
 		Long: `Report every mistake, each with its place and a remedy, and exit with 2 if there
-is one. With FILE only that file is read; without, all layers are. What is no
-mistake but keeps sessions from starting on this machine is a warning.`,
+is one; so is a directory to be mounted that does not exist. With FILE only that
+file is read; without, all layers are. What is no mistake but keeps sessions from
+starting on this machine is a warning.`,
 		Args: arguments(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			src := a.sources()
@@ -63,6 +65,7 @@ mistake but keeps sessions from starting on this machine is a warning.`,
 				// Only HOME, for paths that begin with ~/.
 				src = configs.Sources{File: args[0], Env: only(a.env, "HOME")}
 			}
+			src.Here = true
 			c, err := configs.Load(src)
 			if err != nil {
 				return err
@@ -124,6 +127,34 @@ func configExample() *cobra.Command {
 			}
 			_, err = cmd.OutOrStdout().Write(text)
 			return err
+		},
+	}
+}
+
+func configRules() *cobra.Command {
+	return &cobra.Command{
+		Use: "rules", Short: "Print what is protected and hidden in mounts by default",
+		Long: `Print the default rules of mounts: what a machine can read and not change
+(protect), and what it does not see (hide). A mount's protect.remove and
+hide.remove leave patterns of these out.`,
+		Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, list := range []struct {
+				key   string
+				rules []vfs.Rule
+			}{{"protect", vfs.DefaultProtect()}, {"hide", vfs.DefaultHide()}} {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s:\n", list.key)
+				for _, r := range list.rules {
+					except := ""
+					if len(r.Except) > 0 {
+						except = "  (not " + strings.Join(r.Except, ", ") + ")"
+					}
+					if _, err := fmt.Fprintf(cmd.OutOrStdout(), "  %s%s\n", r.Pattern, except); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
 		},
 	}
 }

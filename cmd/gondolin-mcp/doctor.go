@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -42,6 +43,7 @@ type report struct {
 // doctor looks at one machine. Checks may use what earlier ones found.
 type doctor struct {
 	config  *configs.Config
+	here    error // what keeps the configuration from being used on this machine
 	probe   bool
 	qemu    string // path; empty when there is none that can be used
 	version string // what QEMU says of itself
@@ -61,7 +63,8 @@ exit code is 1 if one failed. --probe starts a machine to find out for sure.`,
 			if err != nil {
 				return err
 			}
-			d := &doctor{config: c, probe: probe}
+			_, here := a.loadHere()
+			d := &doctor{config: c, here: here, probe: probe}
 			r := report{OK: true, Version: programVersion(), Config: c.File()}
 			failed := 0
 			for _, look := range d.checks() {
@@ -107,12 +110,26 @@ func (r report) print(w io.Writer) error {
 func (d *doctor) checks() []func(context.Context) []check {
 	return []func(context.Context) []check{
 		d.checkQEMU, d.checkScratch, d.checkImage, d.checkBuild, d.checkRuntimeDir, d.checkLeftovers,
-		d.checkLimits, d.checkFiles, d.checkProbe, d.checkAccelerator,
+		d.checkLimits, d.checkFiles, d.checkMounts, d.checkProbe, d.checkAccelerator,
 	}
 }
 
 func one(name string, s status, do, format string, args ...any) []check {
 	return []check{{Name: name, Status: s, Detail: fmt.Sprintf(format, args...), Do: do}}
+}
+
+// checkMounts reports directories that are to be mounted and cannot be.
+func (d *doctor) checkMounts(context.Context) []check {
+	const name = "mounts"
+	var wrong *configs.Error
+	if !errors.As(d.here, &wrong) {
+		return one(name, passed, "", "workspace is %s, and there are %s", d.config.Workspace, counted(len(d.config.Mounts), "other mount"))
+	}
+	var found []check
+	for _, p := range wrong.Problems {
+		found = append(found, one(name, failing, "", "%s", p)...)
+	}
+	return found
 }
 
 // checkProbe starts a machine exactly as a call would.

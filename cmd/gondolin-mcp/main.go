@@ -13,8 +13,9 @@
 //
 // This package only joins the others: configs says what is wanted, images has
 // what machines run, sandbox runs them, tools speaks MCP. What lies between is in
-// sandboxes.go, which fits sandbox to what tools asks for, and in keeper.go,
-// which builds the default image when it is missing.
+// sandboxes.go, which fits sandbox to what tools asks for, in mounts.go and roots.go,
+// which decide what of this machine's files a session sees, and in keeper.go, which
+// builds the default image when it is missing.
 //
 // # Output
 //

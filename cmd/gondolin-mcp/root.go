@@ -40,6 +40,13 @@ func (a *app) sources() configs.Sources {
 
 func (a *app) load() (*configs.Config, error) { return configs.Load(a.sources()) }
 
+// loadHere also judges what depends on this machine.
+func (a *app) loadHere() (*configs.Config, error) {
+	src := a.sources()
+	src.Here = true
+	return configs.Load(src)
+}
+
 // everywhere are the flags that make sense for every command.
 var everywhere = []string{"cache-dir", "log-level"}
 
@@ -96,7 +103,9 @@ virtual machine that belongs to the session alone.`,
 			Use: "serve", Short: "Speak MCP on standard input and output",
 			Long: `Speak MCP on standard input and output until the input ends or a signal comes;
 then every session is closed. The default image is built at the first session
-when it is missing (image.auto_build).`,
+when it is missing (image.auto_build). Sessions have the directories that the client
+names as its workspace at /workspace; --workspace=DIR names another one, and
+--workspace=none leaves it out.`,
 			Args: arguments(0, 0),
 			RunE: func(cmd *cobra.Command, _ []string) error { return a.serve(cmd) },
 		}),
@@ -129,6 +138,9 @@ func plugIn(w io.Writer) {
 
 Claude Code:    claude mcp add gondolin -- %[1]s serve
 Other clients:  {"mcpServers": {"gondolin": {"command": %[1]q, "args": ["serve"]}}}
+
+The agent sees the client's workspace at /workspace. A client that names none:
+add --workspace=/path/to/it after serve; --workspace=none shows nothing.
 
 Check this machine:      gondolin-mcp doctor
 Build the image before:  gondolin-mcp images build

@@ -26,6 +26,7 @@ type sandboxes struct {
 	config  *configs.Config
 	log     *slog.Logger
 	images  *keeper
+	cwd     string          // for configs.WorkspaceCWD
 	life    context.Context // until close
 	end     context.CancelFunc
 	workers sync.WaitGroup // one for each session, the preparation, a build
@@ -41,7 +42,7 @@ type sandboxes struct {
 var _ tools.Sandboxes = (*sandboxes)(nil)
 
 func newSandboxes(ctx context.Context, c *configs.Config, log *slog.Logger) *sandboxes {
-	b := &sandboxes{config: c, log: log, open: map[string]*session{}}
+	b := &sandboxes{config: c, log: log, cwd: workingDirectory(), open: map[string]*session{}}
 	b.life, b.end = context.WithCancel(ctx)
 	b.images = &keeper{
 		dir: c.ImageDir(), name: c.Image.Name, autoBuild: c.Image.AutoBuild,
@@ -82,6 +83,9 @@ func (b *sandboxes) prepare() {
 		defer release()
 		opts := b.config.SessionOptions()
 		opts.Image = sandboxImage(img)
+		if opts.Dir == "" && b.expectsWorkspace() {
+			opts.Dir = configs.WorkspacePath
+		}
 		if err := host.Prepare(opts); err != nil && b.life.Err() == nil {
 			b.log.Warn("preparing for the first session", "error", err)
 		}
@@ -120,17 +124,28 @@ func (b *sandboxes) Create(ctx context.Context, o tools.SessionOptions) (tools.S
 		return nil, err
 	}
 	opts.Image = sandboxImage(img)
-	s, err := host.Create(ctx, opts)
+	files, err := b.provide(o.Roots, firstOf(opts.User, opts.Image.User))
 	if err != nil {
 		release()
 		return nil, err
 	}
-	wrapped := &session{Session: s}
+	opts.Mounts, opts.Denials = files.mounts, files.denials
+	if opts.Dir == "" {
+		opts.Dir = files.dir
+	}
+	s, err := host.Create(ctx, opts)
+	if err != nil {
+		files.close()
+		release()
+		return nil, err
+	}
+	wrapped := &session{Session: s, mounts: files.shown}
 	b.mu.Lock()
 	b.open[s.ID()] = wrapped
 	b.mu.Unlock()
 	b.workers.Go(func() {
 		<-s.Done()
+		files.close()
 		release()
 		b.bury(wrapped)
 	})
@@ -189,6 +204,7 @@ func (b *sandboxes) Close(_ context.Context, id, reason string) error {
 // session is a sandbox session that knows why it was closed.
 type session struct {
 	*sandbox.Session
+	mounts tools.Mounts
 
 	mu     sync.Mutex
 	reason string
@@ -207,6 +223,8 @@ func (s *session) closeFor(reason string) error {
 
 // Close waits for the end of the machine, whatever ctx says: it is short.
 func (s *session) Close(context.Context) error { return s.closeFor("") }
+
+func (s *session) Mounts() tools.Mounts { return s.mounts }
 
 // Info puts the reason that was given for closing in the place of "it was closed".
 func (s *session) Info() sandbox.Info {

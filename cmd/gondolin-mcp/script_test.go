@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -76,18 +77,15 @@ func exitCode(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // own is where testscript puts the program, also for scripts that change PATH.
-var own string
+var own = sync.OnceValues(func() (string, error) { return exec.LookPath("gondolin-mcp") })
 
 func lookPath(ts *testscript.TestScript, name string) string {
 	if name != "gondolin-mcp" {
 		ts.Fatalf("only gondolin-mcp can be run")
 	}
-	if own == "" {
-		path, err := exec.LookPath(name)
-		ts.Check(err)
-		own = path
-	}
-	return own
+	path, err := own()
+	ts.Check(err)
+	return path
 }
 
 func environ(ts *testscript.TestScript) []string {

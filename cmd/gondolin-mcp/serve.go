@@ -29,7 +29,7 @@ func (a *app) serve(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	config, err := a.load()
+	config, err := a.loadHere()
 	if err != nil {
 		return err
 	}
@@ -50,6 +50,8 @@ func (a *app) serve(cmd *cobra.Command) error {
 		Logger:     log,
 		Version:    programVersion(),
 		Image:      boxes.images.describe(),
+		Mounts:     boxes.everyMount(),
+		Roots:      boxes.wantsRoots(),
 		User:       config.Session.User,
 		Limits:     atMost(config),
 		MaxTimeout: time.Duration(config.Exec.TimeoutMax),
@@ -59,6 +61,9 @@ func (a *app) serve(cmd *cobra.Command) error {
 	// call. Ending instead would show in clients as a server that just died.
 	for _, problem := range impossible(config) {
 		log.Warn("no session can start with this setting here", "problem", problem)
+	}
+	if problem := ownerProblem(config); problem != "" {
+		log.Warn("some commands may not be able to write in mounts", "problem", problem)
 	}
 	boxes.prepare()
 	err = server.Serve(ctx, in, out)

@@ -52,8 +52,11 @@ func arguments(low, high int) cobra.PositionalArgs {
 }
 
 // strayValue recognises the value of a flag that is true or false: such a flag
-// stands alone, and a value after a space is an argument.
+// stands alone, and a value after a space is an argument. So it is with --workspace.
 func strayValue(cmd *cobra.Command, arg string) error {
+	if f := cmd.Flags().Lookup("workspace"); f != nil && f.Changed && f.Value.String() == f.NoOptDefVal {
+		return fmt.Errorf("--workspace takes its value after a =: write --workspace=%s", arg)
+	}
 	if !slices.Contains([]string{"true", "false", "yes", "no", "on", "off", "0", "1"}, strings.ToLower(arg)) {
 		return nil
 	}

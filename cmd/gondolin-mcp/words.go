@@ -16,6 +16,15 @@ func counted(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
+func firstOf(words ...string) string {
+	for _, w := range words {
+		if w != "" {
+			return w
+		}
+	}
+	return ""
+}
+
 // lasted is a time as people read it: 840ms, 2.1s, 1m32s.
 func lasted(d time.Duration) string {
 	switch {
