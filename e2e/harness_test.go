@@ -108,8 +108,14 @@ func sharedSession(t *testing.T) *sandbox.Session {
 
 var sharedDir string
 
+// afterAll is done when all tests have run.
+var afterAll []func()
+
 func TestMain(m *testing.M) {
 	code := m.Run()
+	for _, f := range afterAll {
+		f()
+	}
 	if shared.host != nil {
 		shared.host.Close()
 	}

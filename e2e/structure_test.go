@@ -29,6 +29,7 @@ var mayImport = map[string][]string{
 	"sandbox/qemu":     {"guest/wire"},
 	"vfs":              {"guest/fsport"},
 	"guest":            {"guest/pid1", "guest/sandboxd", "guest/sandboxfs"},
+	"guest/pid1":       {"guest/wire"},
 	"guest/sandboxd":   {"guest/wire", "guest/pid1", "guest/sandboxfs"},
 	"guest/sandboxfs":  {"guest/wire", "guest/fsport"},
 	"netguard":         {"netguard/policy", "netguard/secret", "netguard/ca"},

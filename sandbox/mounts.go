@@ -66,7 +66,17 @@ func (s *Session) attachMounts(ctx context.Context) error {
 	if len(s.opts.Mounts) == 0 {
 		return nil
 	}
-	o := vfs.Options{Logger: s.log}
+	connections := 0
+	o := vfs.Options{Logger: s.log, Ready: func() {
+		if connections++; connections == 1 {
+			return // attachMounts binds
+		}
+		s.work(func() {
+			if err := s.bindMounts(s.life); err != nil && s.life.Err() == nil {
+				s.log.Warn("mounting again", "err", err)
+			}
+		})
+	}}
 	for i, m := range s.opts.Mounts {
 		o.Mounts = append(o.Mounts, vfs.Mount{Name: mountName(i), Root: m.Root, Private: m.Private})
 	}
@@ -102,11 +112,6 @@ func (s *Session) serveFiles(server *vfs.Server) {
 			}
 			lost = lost[1:]
 		}
-		s.work(func() {
-			if err := s.bindMounts(s.life); err != nil && s.life.Err() == nil {
-				s.log.Warn("mounting again", "err", err)
-			}
-		})
 	}
 }
 

@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hanwen/go-fuse/v2/posixtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -261,10 +260,6 @@ func TestHostDirPassesPosixtestOnARealKernel(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	// Its 2 seconds tell nothing about wrappers, and openings of links happen in the kernel.
-	slow := posixtest.All["OpenSymlinkRace"]
-	delete(posixtest.All, "OpenSymlinkRace")
-	defer func() { posixtest.All["OpenSymlinkRace"] = slow }()
 	for name, wrap := range map[string]func(Node) Node{
 		"plain": func(n Node) Node { return n },
 		"wrapped": func(n Node) Node {

@@ -360,6 +360,9 @@ func (c *conn) init(f frame) error {
 		return err
 	}
 	c.notify = startNotifier(c)
+	if c.s.opts.Ready != nil {
+		c.s.opts.Ready()
+	}
 	return nil
 }
 

@@ -49,6 +49,9 @@ type Options struct {
 	// WriteTimeout is how long a guest may leave a reply unread before its connection
 	// ends (20 s). It needs a connection that has SetWriteDeadline.
 	WriteTimeout time.Duration
+	// Ready is called each time that the guest's kernel has begun a FUSE connection: its
+	// mounts can be bound. It must not block.
+	Ready func()
 	// Resume says that the first connection goes to a guest that had one before with
 	// another Server; later ones are always taken for that.
 	Resume bool

@@ -56,6 +56,8 @@ const (
 	RootCOW      = "cow"      // to the second disk
 	RootMemory   = "memory"   // to memory
 	RootReadOnly = "readonly" // nowhere
+	// CmdlineNear says that waking another processor is dear, as it is under translation.
+	CmdlineNear = "gondolin.near"
 	// CmdlineWarm makes the agent run what commands use first before it announces itself.
 	CmdlineWarm = "gondolin.warm"
 )

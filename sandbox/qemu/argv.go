@@ -166,7 +166,7 @@ func (c *Config) cmdline() string {
 	if c.Accelerator == TCG {
 		// Translated code is found by its address: a program at another address each
 		// time is translated each time. /bin/true takes 8 ms without randomization and 26 ms with it.
-		words = append(words, "norandmaps", "init_on_alloc=0", "hardened_usercopy=off")
+		words = append(words, "norandmaps", "init_on_alloc=0", "hardened_usercopy=off", wire.CmdlineNear)
 	}
 	if c.Verbose {
 		words = append(words, "earlycon", "earlyprintk="+console, "loglevel=7")
