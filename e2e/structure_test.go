@@ -25,7 +25,7 @@ var mayImport = map[string][]string{
 	"cmd/gondolin-mcp": {"configs", "tools", "sandbox", "sandbox/qemu", "images", "vfs"},
 	"tools":            {"sandbox"},
 	"configs":          {"sandbox", "images", "vfs"},
-	"sandbox":          {"sandbox/qemu", "sandbox/template", "vfs", "guest/wire", "guest/agent"},
+	"sandbox":          {"sandbox/qemu", "sandbox/template", "netguard", "netguard/ca", "netguard/policy", "netguard/secret", "vfs", "guest/wire", "guest/agent"},
 	"sandbox/qemu":     {"guest/wire"},
 	"vfs":              {"guest/fsport"},
 	"guest":            {"guest/pid1", "guest/sandboxd", "guest/sandboxfs"},
@@ -35,7 +35,7 @@ var mayImport = map[string][]string{
 	"netguard":         {"netguard/policy", "netguard/secret", "netguard/ca"},
 	"e2e/bench":        {"sandbox", "images", "vfs"},
 	"e2e/demo":         {},
-	"e2e":              {"sandbox", "images", "vfs"},
+	"e2e":              {"sandbox", "images", "vfs", "netguard", "netguard/policy", "netguard/secret"},
 }
 
 type listedPackage struct {

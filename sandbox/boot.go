@@ -63,7 +63,7 @@ func (h *Host) machine(id string, o *Options) (qemu.Config, error) {
 	return qemu.Config{
 		Name: vmName(id), Binary: h.qemuPath, CPUs: o.Limits.CPUs, MemoryMiB: o.Limits.MemoryMiB,
 		Kernel: o.Image.Kernel, Initramfs: initrd, RootDisk: o.Image.RootDisk, Scratch: o.Root == RootCOW,
-		Cmdline: wire.CmdlineRoot + string(o.Root),
+		Net: card(), Cmdline: wire.CmdlineRoot + string(o.Root) + " " + cardConfig(),
 	}, err
 }
 

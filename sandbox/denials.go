@@ -62,4 +62,8 @@ func (l *DenialLog) Since(t time.Time) []Denial {
 }
 
 // Denials returns what the host refused the session's guest after a time, oldest first.
-func (s *Session) Denials(since time.Time) []Denial { return s.denials.Since(since) }
+func (s *Session) Denials(since time.Time) []Denial {
+	list := append(s.denials.Since(since), s.networkDenials(since)...)
+	slices.SortStableFunc(list, func(a, b Denial) int { return a.Time.Compare(b.Time) })
+	return list
+}

@@ -169,7 +169,7 @@ func (s *Session) resolve(p string) string {
 
 func (s *Session) environ(extra map[string]string) []string {
 	merged := map[string]string{}
-	for _, env := range []map[string]string{s.opts.Image.Env, s.opts.Env, extra} {
+	for _, env := range []map[string]string{s.opts.Image.Env, s.opts.Env, s.placeholders, extra} {
 		for k, v := range env {
 			merged[k] = v
 		}

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -158,8 +159,8 @@ func (h *Host) Create(ctx context.Context, o Options) (*Session, error) {
 		s, err = h.boot(ctx, o)
 	}
 	if err == nil {
-		if err = s.attachMounts(ctx); err != nil {
-			s.end("its mounts did not come up")
+		if err = errors.Join(s.attachNetwork(ctx), s.attachMounts(ctx)); err != nil {
+			s.end("its network or its mounts did not come up")
 		}
 	}
 	h.mu.Lock()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/yamux"
 
+	"github.com/gondolin-go/gondolin/netguard"
 	"github.com/gondolin-go/gondolin/sandbox/qemu"
 )
 
@@ -31,6 +32,10 @@ type Session struct {
 	boot   time.Duration
 
 	denials *DenialLog
+
+	// Set by attachNetwork, before the session is handed out.
+	guard        *netguard.Guard
+	placeholders map[string]string // variables with the placeholders of secrets
 
 	life    context.Context // ends when the session closes
 	cancel  context.CancelFunc

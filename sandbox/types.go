@@ -49,7 +49,8 @@ type Options struct {
 	User     string            // default user, "root" when empty and the image has none
 	Label    string            // free text shown in lists
 	Mounts   []Mount           // directories that the host serves
-	Denials  *DenialLog        // where Mounts and the network note what they refuse; default: a new one
+	Denials  *DenialLog        // where Mounts note what they refuse; default: a new one
+	Network  *Network          // what the guest may reach; nil: nothing
 }
 
 // State is where a session is in its life.

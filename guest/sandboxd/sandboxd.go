@@ -136,6 +136,14 @@ func (a *agent) serve(ctx context.Context, port *port) error {
 	}
 }
 
+func (a *agent) trust(m *wire.Trust) (any, *wire.Error) {
+	if err := trust(m, a.readonly); err != nil {
+		return nil, &wire.Error{Code: wire.CodeErrno, Errno: unix.ErrnoName(errnoOf(err)), Msg: err.Error()}
+	}
+	a.procs.trusted.Store(true)
+	return nil, nil
+}
+
 // mount puts the session's mounts at their paths.
 func mount(m *wire.Mounts) (any, *wire.Error) {
 	list := make([]sandboxfs.Mount, 0, len(m.Mounts))
@@ -200,6 +208,8 @@ func (a *agent) answer(ctx context.Context, stream net.Conn) {
 			_ = wire.SendReply(stream, nil, nil)
 			return nil
 		})
+	case wire.OpTrust:
+		call(stream, &req, a.trust)
 	case wire.OpMount:
 		call(stream, &req, mount)
 	case wire.OpJobs:

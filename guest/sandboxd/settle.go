@@ -66,10 +66,13 @@ func prepare(ctx context.Context) (readonly bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	mode, warm := wire.RootCOW, false
+	mode, network, warm := wire.RootCOW, "", false
 	for _, word := range strings.Fields(string(line)) {
 		if m, ok := strings.CutPrefix(word, wire.CmdlineRoot); ok {
 			mode = m
+		}
+		if n, ok := strings.CutPrefix(word, wire.CmdlineNet); ok {
+			network = n
 		}
 		warm = warm || word == wire.CmdlineWarm
 	}
@@ -82,13 +85,37 @@ func prepare(ctx context.Context) (readonly bool, err error) {
 	if err := loopbackUp(); err != nil {
 		return false, err
 	}
+	readonly = mode == wire.RootReadOnly
+	// sandboxfs has made it, for itself; every user reads the certificates there.
+	if err := errors.Join(os.MkdirAll(stateDir, 0o755), os.Chmod(stateDir, 0o755)); err != nil {
+		return false, err
+	}
+	if network != "" {
+		if err := setupNetwork(network, readonly); err != nil {
+			return false, err
+		}
+	}
+	if !readonly {
+		touchBundle()
+	}
 	if err := setupCgroups(); err != nil {
 		return false, err
 	}
 	if warm {
 		warmUp(ctx)
 	}
-	return mode == wire.RootReadOnly, nil
+	return readonly, nil
+}
+
+// touchBundle copies the image's certificates into the writable layer, where the session's
+// authority is added to them later: in a clone that has been done.
+func touchBundle() {
+	for _, path := range bundles {
+		if f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0); err == nil {
+			f.Close()
+			return
+		}
+	}
 }
 
 // warmUp runs what commands use first, so that its files are in the page cache.

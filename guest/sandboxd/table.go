@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gondolin-go/gondolin/guest/wire"
@@ -22,7 +23,8 @@ const (
 // table holds the processes that run and the ended ones whose output may still
 // be asked for.
 type table struct {
-	groups cgroups
+	groups  cgroups
+	trusted atomic.Bool // there is a session's authority: see trustEnv
 
 	mu    sync.Mutex
 	next  uint64
@@ -42,6 +44,9 @@ func (t *table) start(req *wire.Start) (*process, *wire.Error) {
 	t.mu.Unlock()
 	if running >= maxRunning {
 		return nil, &wire.Error{Code: wire.CodeLimit, Msg: fmt.Sprintf("%d commands run already; wait for some or stop them", running)}
+	}
+	if t.trusted.Load() {
+		req.Env = append(slices.Clone(trustEnv), req.Env...)
 	}
 	p, werr := spawn(req, &t.groups)
 	if werr != nil {

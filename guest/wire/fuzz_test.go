@@ -27,7 +27,7 @@ func FuzzMessages(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for _, m := range []any{
 			&Request{}, &Reply{}, &Start{}, &Started{}, &Attach{}, &Exit{}, &Stdin{}, &Signal{}, &Resize{}, &Jobs{}, &Output{},
-			&OutputChunk{}, &[]FileInfo{}, &Path{}, &Rename{}, &Read{}, &Write{}, &Written{}, &Glob{}, &Grep{}, &[]GrepMatch{}, &End{}, &Unpack{}, &Freshen{}, &Mounts{},
+			&OutputChunk{}, &[]FileInfo{}, &Path{}, &Rename{}, &Read{}, &Write{}, &Written{}, &Glob{}, &Grep{}, &[]GrepMatch{}, &End{}, &Unpack{}, &Freshen{}, &Mounts{}, &Trust{},
 		} {
 			_ = Unmarshal(data, m)
 		}

@@ -56,6 +56,10 @@ const (
 	RootCOW      = "cow"      // to the second disk
 	RootMemory   = "memory"   // to memory
 	RootReadOnly = "readonly" // nowhere
+	// CmdlineNet is followed by how to configure the network card: addresses with their
+	// prefix lengths, gateways and name servers, each list with its members joined by commas
+	// and the lists by semicolons. They are the same in every session.
+	CmdlineNet = "gondolin.net="
 	// CmdlineNear says that waking another processor is dear, as it is under translation.
 	CmdlineNear = "gondolin.near"
 	// CmdlineWarm makes the agent run what commands use first before it announces itself.

@@ -216,3 +216,10 @@ type Mount struct {
 	Path     string `cbor:"2,keyasint"` // absolute
 	ReadOnly bool   `cbor:"3,keyasint,omitempty"`
 }
+
+// Trust is whom the guest's programs shall trust; OpTrust. It comes once, before any command.
+type Trust struct {
+	CA []byte `cbor:"1,keyasint"` // PEM certificate for TLS
+	// KnownHosts are lines for OpenSSH's known_hosts, such as an @cert-authority.
+	KnownHosts string `cbor:"2,keyasint,omitempty"`
+}

@@ -22,6 +22,7 @@ const (
 	OpRelease Op = "release"
 	OpFreshen Op = "freshen"
 	OpMount   Op = "mount"
+	OpTrust   Op = "trust"
 
 	OpStat    Op = "stat"
 	OpReadDir Op = "readdir"

@@ -32,8 +32,15 @@ type Config struct {
 	RootDisk    string
 	Scratch     bool   // a second, writable disk; see Options.Scratch
 	Memory      Memory // where the machine's memory is
+	Net         Net    // the network card
 	Verbose     bool   // let the kernel talk from its first moment on
 	Cmdline     string // appended to the kernel's command line
+}
+
+// Net is the machine's network card. What is sent leaves through VM.Net.
+type Net struct {
+	MAC string
+	MTU int // of the link; the guest's driver takes it over
 }
 
 // Memory says where a machine's memory is and how its life begins.
@@ -61,7 +68,8 @@ const (
 	fdRoot
 	fdQMP
 	fdPorts // one each of Ports
-	fdMore  = fdPorts + numPorts
+	fdNet   = fdPorts + numPorts
+	fdMore  = fdNet + 1
 )
 
 func (c *Config) fdScratch() int { return fdMore }
@@ -114,6 +122,9 @@ func (c *Config) Argv() []string {
 			"-chardev", fmt.Sprintf("socket,id=port%d,fd=%d,server=on,wait=off", i, fdPorts+i),
 			"-device", fmt.Sprintf("virtserialport,chardev=port%d,nr=%d,name=%s", i, i+1, name))
 	}
+	args = append(args,
+		"-netdev", fmt.Sprintf("stream,id=net,server=off,addr.type=fd,addr.str=%d", fdNet),
+		"-device", fmt.Sprintf("virtio-net-pci,netdev=net,mac=%s,host_mtu=%d", c.Net.MAC, c.Net.MTU))
 	if c.Memory.file() {
 		share := "on"
 		if c.Memory == MemoryClone {

@@ -29,7 +29,7 @@ func TestArgumentsAreAsReviewed(t *testing.T) {
 		"hvf":          {Arch: "arm64", Accelerator: HVF, CPUs: 2, MemoryMiB: 1024, Scratch: true, Cmdline: "extra=1"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c.Name = "gondolin"
+			c.Name, c.Net = "gondolin", Net{MAC: "02:00:00:00:00:02", MTU: 65000}
 			got := strings.ReplaceAll(strings.Join(c.Argv(), "\n"), "\n-", "\n\n-") + "\n"
 			path := filepath.Join("testdata", name+".args")
 			if *update {

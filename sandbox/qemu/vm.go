@@ -31,6 +31,7 @@ type VM struct {
 	process *os.Process
 	console *console
 	qmp     *qmp
+	net     net.Conn
 	log     *slog.Logger
 
 	workers sync.WaitGroup
@@ -74,6 +75,14 @@ func Start(ctx context.Context, c Config, o Options) (_ *VM, err error) {
 		cleanup = append(cleanup, func() { f.Close() })
 		files = append(files, f)
 	}
+	link, card, err := socketPair()
+	if err != nil {
+		monitor.Close()
+		theirs.Close()
+		return nil, fmt.Errorf("making the network's socket: %w", err)
+	}
+	cleanup = append(cleanup, func() { card.Close() })
+	files = append(files, card)
 	if c.Scratch {
 		files = append(files, o.Scratch)
 	}
@@ -84,11 +93,12 @@ func Start(ctx context.Context, c Config, o Options) (_ *VM, err error) {
 		files = append(files, o.State)
 	}
 
-	vm := &VM{dir: o.Dir, console: newConsole(), log: o.Logger, done: make(chan struct{})}
+	vm := &VM{dir: o.Dir, net: link, console: newConsole(), log: o.Logger, done: make(chan struct{})}
 	err = vm.spawn(ctx, &c, files)
 	theirs.Close() // so that the monitor's end shows when QEMU ends
 	if err != nil {
 		monitor.Close()
+		link.Close()
 		return nil, err
 	}
 	onEvent := o.OnEvent
@@ -175,6 +185,10 @@ func (vm *VM) ConsoleTail(lines int) string { return vm.console.tail(lines) }
 // PID is QEMU's process id.
 func (vm *VM) PID() int { return vm.process.Pid }
 
+// Net is the other end of the machine's network card: Ethernet frames, each behind its
+// length (32 bits, big-endian). It is closed with the machine.
+func (vm *VM) Net() net.Conn { return vm.net }
+
 // Dial connects to a port. The caller closes the connection; the guest sees
 // the port opened and closed.
 func (vm *VM) Dial(ctx context.Context, port string) (net.Conn, error) {
@@ -196,6 +210,7 @@ func (vm *VM) Close() {
 		if vm.qmp != nil {
 			vm.qmp.close()
 		}
+		vm.net.Close()
 		for _, name := range Ports {
 			_ = os.Remove(filepath.Join(vm.dir, name))
 		}

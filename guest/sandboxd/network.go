@@ -1,0 +1,165 @@
+//go:build linux
+
+package sandboxd
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/gondolin-go/gondolin/guest/wire"
+)
+
+// cardName is the network card's; the machine has one.
+const cardName = "eth0"
+
+// setupNetwork configures the card as the kernel's command line says (wire.CmdlineNet). An
+// image whose kernel has no driver for it has no network, and works.
+func setupNetwork(config string, readonly bool) error {
+	lists := strings.Split(config, ";")
+	if len(lists) != 3 {
+		return fmt.Errorf("network configuration %q has %d lists, not 3", config, len(lists))
+	}
+	card, err := netlink.LinkByName(cardName)
+	if err != nil {
+		return nil
+	}
+	// Static addresses that nobody else can have: no detection of duplicates, no router's word.
+	for name, value := range map[string]string{"accept_dad": "0", "accept_ra": "0", "addr_gen_mode": "1"} {
+		_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+cardName+"/"+name, []byte(value), 0)
+	}
+	if err := netlink.LinkSetUp(card); err != nil {
+		return fmt.Errorf("bringing up %s: %w", cardName, err)
+	}
+	for _, text := range strings.Split(lists[0], ",") {
+		addr, err := netlink.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("address %q: %w", text, err)
+		}
+		if err := netlink.AddrAdd(card, addr); err != nil && !errors.Is(err, unix.EEXIST) && !(addr.IP.To4() == nil && ipv6Off(err)) {
+			return fmt.Errorf("adding address %s: %w", text, err)
+		}
+	}
+	for _, text := range strings.Split(lists[1], ",") {
+		gateway, err := netip.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("gateway %q: %w", text, err)
+		}
+		err = netlink.RouteAdd(&netlink.Route{LinkIndex: card.Attrs().Index, Gw: net.IP(gateway.AsSlice())})
+		if err != nil && !errors.Is(err, unix.EEXIST) && !(gateway.Is6() && ipv6Off(err)) {
+			return fmt.Errorf("routing by %s: %w", text, err)
+		}
+	}
+	var resolv strings.Builder
+	for _, server := range strings.Split(lists[2], ",") {
+		fmt.Fprintf(&resolv, "nameserver %s\n", server)
+	}
+	return provide("/etc/resolv.conf", resolv.String(), readonly)
+}
+
+// ipv6Off reports whether a kernel without IPv6 refused an address or route of it.
+func ipv6Off(err error) bool {
+	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EACCES) ||
+		errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENETUNREACH)
+}
+
+// provide gives a file of the root a content: written, or, where the root is read-only,
+// mounted over it if it is there.
+func provide(path, content string, readonly bool) error {
+	if !readonly {
+		if st, err := os.Lstat(path); err == nil && !st.Mode().IsRegular() {
+			_ = os.Remove(path) // a link to where a network manager would write
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			return fmt.Errorf("writing %s: %w", path, err)
+		}
+		return nil
+	}
+	source := stateDir + strings.ReplaceAll(path, "/", "_")
+	if err := os.WriteFile(source, []byte(content), 0o644); err != nil {
+		return fmt.Errorf("writing %s: %w", source, err)
+	}
+	if err := unix.Mount(source, path, "", unix.MS_BIND, ""); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("mounting %s: %w", path, err)
+	}
+	return nil
+}
+
+// stateDir holds what the agent gives the session's programs.
+const stateDir = "/run/gondolin/"
+
+// bundlePath is the file with all certificates that programs shall trust: the image's and
+// the session's.
+const bundlePath = stateDir + "ca-certificates.crt"
+
+// bundles are where images have their certificates; Debian and Alpine, Fedora, openSUSE.
+var bundles = []string{
+	"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem",
+}
+
+// trustEnv are the variables by which programs find certificates that do not look where
+// the image has them: OpenSSL and Python's ssl, requests and pip, curl, git, Node, Cargo, Deno, the AWS tools, gRPC.
+var trustEnv = []string{
+	"SSL_CERT_FILE=" + bundlePath, "REQUESTS_CA_BUNDLE=" + bundlePath, "PIP_CERT=" + bundlePath,
+	"CURL_CA_BUNDLE=" + bundlePath, "GIT_SSL_CAINFO=" + bundlePath, "NODE_EXTRA_CA_CERTS=" + bundlePath,
+	"CARGO_HTTP_CAINFO=" + bundlePath, "DENO_CERT=" + bundlePath, "AWS_CA_BUNDLE=" + bundlePath,
+	"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=" + bundlePath,
+}
+
+// trust lets the guest's programs trust the session's authority.
+func trust(m *wire.Trust, readonly bool) error {
+	var all []byte
+	var bundle string
+	for _, path := range bundles {
+		if b, err := os.ReadFile(path); err == nil {
+			all, bundle = b, path
+			break
+		}
+	}
+	if len(all) > 0 && all[len(all)-1] != '\n' {
+		all = append(all, '\n')
+	}
+	all = append(all, m.CA...)
+	if err := os.WriteFile(bundlePath, all, 0o644); err != nil {
+		return fmt.Errorf("writing %s: %w", bundlePath, err)
+	}
+	if bundle != "" {
+		if err := appendTo(bundle, m.CA, readonly); err != nil {
+			return err
+		}
+	}
+	if m.KnownHosts == "" {
+		return nil
+	}
+	if _, err := os.Stat("/etc/ssh"); err != nil {
+		if readonly {
+			return nil
+		}
+		if err := os.MkdirAll("/etc/ssh", 0o755); err != nil {
+			return err
+		}
+	}
+	return provide("/etc/ssh/ssh_known_hosts", m.KnownHosts, readonly)
+}
+
+// appendTo adds certificates to the image's own file, for programs that look nowhere else.
+func appendTo(bundle string, pem []byte, readonly bool) error {
+	if readonly {
+		if err := unix.Mount(bundlePath, bundle, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mounting %s: %w", bundle, err)
+		}
+		return nil
+	}
+	f, err := os.OpenFile(bundle, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return fmt.Errorf("opening %s: %w", bundle, err)
+	}
+	_, err = f.Write(append([]byte("\n"), pem...))
+	return errors.Join(err, f.Close())
+}

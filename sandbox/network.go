@@ -1,0 +1,137 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/gondolin-go/gondolin/guest/wire"
+	"github.com/gondolin-go/gondolin/netguard"
+	"github.com/gondolin-go/gondolin/netguard/ca"
+	"github.com/gondolin-go/gondolin/netguard/policy"
+	"github.com/gondolin-go/gondolin/netguard/secret"
+	"github.com/gondolin-go/gondolin/sandbox/qemu"
+)
+
+// Network is what a session's guest may reach, and how. Without one it reaches nothing:
+// every name is unknown and every connection refused at once.
+type Network struct {
+	Policy  *policy.Policy // nil: nothing is allowed
+	Secrets *secret.Store  // nil: none; each session has placeholders of its own
+	// Recorder makes the audit record of a session; nil: decisions are not recorded. Who
+	// makes it closes it when the session is Done.
+	Recorder func(session string) (netguard.Recorder, error)
+	Asker    netguard.Asker // nil: what a human would have to allow is refused
+	Hooks    netguard.Hooks
+	Limits   netguard.Limits
+	Upstream netguard.Upstream
+	DNS      netguard.DNSMode
+	Maps     []netguard.Map
+}
+
+// card is the network card of every machine.
+func card() qemu.Net {
+	c := netguard.Config()
+	return qemu.Net{MAC: c.MAC.String(), MTU: c.MTU}
+}
+
+// cardConfig tells the guest how to configure its card; see wire.CmdlineNet.
+func cardConfig() string {
+	c := netguard.Config()
+	return wire.CmdlineNet + strings.Join([]string{joined(c.Addresses), joined(c.Gateways), joined([]netip.Addr{c.Nameserver})}, ";")
+}
+
+func joined[T fmt.Stringer](list []T) string {
+	words := make([]string, 0, len(list))
+	for _, v := range list {
+		words = append(words, v.String())
+	}
+	return strings.Join(words, ",")
+}
+
+// attachNetwork begins to play the network to the guest, and has its programs trust
+// the session's certificates.
+func (s *Session) attachNetwork(ctx context.Context) error {
+	n := s.opts.Network
+	if n == nil {
+		n = &Network{}
+	}
+	authority, err := ca.New(ca.Options{Session: s.id})
+	if err != nil {
+		return fmt.Errorf("making the session's certificate authority: %w", err)
+	}
+	o := netguard.Options{
+		Policy: n.Policy, CA: authority, Asker: n.Asker, Hooks: n.Hooks, Limits: n.Limits, Upstream: n.Upstream,
+		DNS: n.DNS, Maps: n.Maps, Log: s.log,
+	}
+	if n.Secrets != nil {
+		if o.Secrets, err = n.Secrets.Session(); err != nil {
+			return fmt.Errorf("making the session's placeholders: %w", err)
+		}
+		s.placeholders = o.Secrets.Env()
+	}
+	if n.Recorder != nil {
+		if o.Recorder, err = n.Recorder(s.id); err != nil {
+			return fmt.Errorf("opening the session's audit record: %w", err)
+		}
+	}
+	if s.guard, err = netguard.New(o); err != nil {
+		return err
+	}
+	if !s.work(func() {
+		if err := s.guard.Serve(s.life, s.vm.Net()); err != nil && s.life.Err() == nil && s.vm.Err() == nil {
+			s.log.Error("the session's network ended", "err", err)
+		}
+	}) {
+		return s.closedError()
+	}
+	return s.call(ctx, wire.OpTrust, "", wire.Trust{CA: authority.PEM(), KnownHosts: authority.KnownHosts()}, nil)
+}
+
+// SetPolicy replaces what the session's guest may reach. Open connections that are no
+// longer allowed end.
+func (s *Session) SetPolicy(p *policy.Policy) { s.guard.SetPolicy(p) }
+
+// networkDenials returns what the network refused after a time.
+func (s *Session) networkDenials(since time.Time) []Denial {
+	if s.guard == nil {
+		return nil
+	}
+	var list []Denial
+	for _, e := range s.guard.Denials(0) {
+		if e.Time.After(since) {
+			list = append(list, Denial{
+				Time: e.Time, Count: 1, Kind: "network", What: attempt(e), Path: target(e), Rule: e.Rule, Reason: e.Reason, Remedy: e.Remedy,
+			})
+		}
+	}
+	return list
+}
+
+func attempt(e netguard.Event) string {
+	switch {
+	case e.Method != "":
+		return e.Method
+	case e.Protocol != "":
+		return e.Protocol
+	}
+	return "connect"
+}
+
+func target(e netguard.Event) string {
+	host := e.Host
+	if host == "" {
+		host = e.Addr
+	}
+	switch {
+	case e.Method != "" && e.Protocol != "":
+		return fmt.Sprintf("%s://%s%s", e.Protocol, host, e.Path)
+	case e.Command != "":
+		return fmt.Sprintf("%s (%s)", host, e.Command)
+	case e.Port != 0:
+		return fmt.Sprintf("%s:%d", host, e.Port)
+	}
+	return host
+}
