@@ -164,11 +164,8 @@ func runPosix(t *testing.T, root Node, private bool) {
 	settlePoll(t, base)
 	for name, f := range posixtest.All {
 		t.Run(name, func(t *testing.T) {
-			switch name {
-			case "FcntlFlockLocksFile":
-				t.Skip("wants a process to conflict with its own lock, which POSIX does not")
-			case "OpenSymlinkRace":
-				t.Skip("takes a link that the kernel itself follows for one that the server followed")
+			if why := notForUs[name]; why != "" {
+				t.Skip(why)
 			}
 			dir := filepath.Join(base, name)
 			require.NoError(t, os.Mkdir(dir, 0o755))
