@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -103,6 +104,9 @@ var bundles = []string{
 	"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem",
 }
 
+// knownHosts is where OpenSSH looks for the host keys that every user trusts, ssh(1).
+const knownHosts = "/etc/ssh/ssh_known_hosts"
+
 // trustEnv are the variables by which programs find certificates that do not look where
 // the image has them: OpenSSL and Python's ssl, requests and pip, curl, git, Node, Cargo, Deno, the AWS tools, gRPC.
 var trustEnv = []string{
@@ -112,54 +116,72 @@ var trustEnv = []string{
 	"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=" + bundlePath,
 }
 
-// trust lets the guest's programs trust the session's authority.
-func trust(m *wire.Trust, readonly bool) error {
+// prepareTrust copies the image's certificates to bundlePath, and its own file of them into
+// the writable layer, before a session's authority is known: a clone then only appends.
+func prepareTrust(readonly bool) error {
 	var all []byte
-	var bundle string
 	for _, path := range bundles {
-		if b, err := os.ReadFile(path); err == nil {
-			all, bundle = b, path
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		all = append(b, '\n')
+		if readonly {
 			break
 		}
+		if f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0); err == nil {
+			f.Close()
+		}
+		break
 	}
-	if len(all) > 0 && all[len(all)-1] != '\n' {
-		all = append(all, '\n')
-	}
-	all = append(all, m.CA...)
 	if err := os.WriteFile(bundlePath, all, 0o644); err != nil {
 		return fmt.Errorf("writing %s: %w", bundlePath, err)
 	}
-	if bundle != "" {
-		if err := appendTo(bundle, m.CA, readonly); err != nil {
-			return err
-		}
-	}
-	if m.KnownHosts == "" {
+	if readonly {
 		return nil
 	}
-	if _, err := os.Stat("/etc/ssh"); err != nil {
-		if readonly {
-			return nil
-		}
-		if err := os.MkdirAll("/etc/ssh", 0o755); err != nil {
-			return err
-		}
+	if err := os.MkdirAll(filepath.Dir(knownHosts), 0o755); err != nil {
+		return err
 	}
-	return provide("/etc/ssh/ssh_known_hosts", m.KnownHosts, readonly)
+	f, err := os.OpenFile(knownHosts, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		return fmt.Errorf("making %s: %w", knownHosts, err)
+	}
+	return f.Close()
 }
 
-// appendTo adds certificates to the image's own file, for programs that look nowhere else.
-func appendTo(bundle string, pem []byte, readonly bool) error {
-	if readonly {
-		if err := unix.Mount(bundlePath, bundle, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mounting %s: %w", bundle, err)
+// trust lets the guest's programs trust the session's authority.
+func trust(m *wire.Trust, readonly bool) error {
+	if err := appendTo(bundlePath, m.CA); err != nil {
+		return err
+	}
+	for _, path := range bundles {
+		if _, err := os.Stat(path); err != nil {
+			continue
 		}
+		if !readonly {
+			if err := appendTo(path, append([]byte("\n"), m.CA...)); err != nil {
+				return err
+			}
+		} else if err := unix.Mount(bundlePath, path, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mounting %s: %w", path, err)
+		}
+		break
+	}
+	switch {
+	case m.KnownHosts == "":
 		return nil
+	case readonly:
+		return provide(knownHosts, m.KnownHosts, true)
 	}
-	f, err := os.OpenFile(bundle, os.O_WRONLY|os.O_APPEND, 0)
+	return appendTo(knownHosts, []byte(m.KnownHosts))
+}
+
+func appendTo(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
-		return fmt.Errorf("opening %s: %w", bundle, err)
+		return fmt.Errorf("opening %s: %w", path, err)
 	}
-	_, err = f.Write(append([]byte("\n"), pem...))
+	_, err = f.Write(b)
 	return errors.Join(err, f.Close())
 }

@@ -95,8 +95,14 @@ func prepare(ctx context.Context) (readonly bool, err error) {
 			return false, err
 		}
 	}
+	if err := prepareTrust(readonly); err != nil {
+		return false, err
+	}
 	if !readonly {
-		touchBundle()
+		// Their directories are in the writable layer then, and the names of no session.
+		if err := writeNames("gondolin", ""); err != nil {
+			return false, err
+		}
 	}
 	if err := setupCgroups(); err != nil {
 		return false, err
@@ -105,17 +111,6 @@ func prepare(ctx context.Context) (readonly bool, err error) {
 		warmUp(ctx)
 	}
 	return readonly, nil
-}
-
-// touchBundle copies the image's certificates into the writable layer, where the session's
-// authority is added to them later: in a clone that has been done.
-func touchBundle() {
-	for _, path := range bundles {
-		if f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0); err == nil {
-			f.Close()
-			return
-		}
-	}
 }
 
 // warmUp runs what commands use first, so that its files are in the page cache.
@@ -139,7 +134,7 @@ func settle(h *wire.Hello, readonly bool) error {
 		return fmt.Errorf("setting the host name: %w", err)
 	}
 	if !readonly {
-		if err := writeNames(h); err != nil {
+		if err := writeNames(h.Hostname, h.MachineID); err != nil {
 			return err
 		}
 	}
@@ -229,14 +224,14 @@ func writableTmp() error {
 }
 
 // writeNames writes the files that name the machine. An image may lack /etc.
-func writeNames(h *wire.Hello) error {
+func writeNames(host, machineID string) error {
 	if err := os.MkdirAll("/etc", 0o755); err != nil {
 		return err
 	}
 	files := map[string]string{
-		"/etc/hostname":   h.Hostname + "\n",
-		"/etc/machine-id": h.MachineID + "\n",
-		"/etc/hosts":      "127.0.0.1 localhost " + h.Hostname + "\n::1 localhost ip6-localhost ip6-loopback\n",
+		"/etc/hostname":   host + "\n",
+		"/etc/machine-id": machineID + "\n",
+		"/etc/hosts":      "127.0.0.1 localhost " + host + "\n::1 localhost ip6-localhost ip6-loopback\n",
 	}
 	for path, content := range files {
 		if st, err := os.Lstat(path); err == nil && !st.Mode().IsRegular() {
