@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -135,5 +136,31 @@ func eachFile(t *testing.T, visit func(*testing.T, string, *ast.File)) {
 			require.NoError(t, err)
 			visit(t, path.Join(own, name), f)
 		}
+	}
+}
+
+// What docs/security.md says is tested is a test.
+func TestSecurityPageNamesRealTests(t *testing.T) {
+	page, err := os.ReadFile("../docs/security.md")
+	require.NoError(t, err)
+	tests := map[string]bool{}
+	require.NoError(t, filepath.WalkDir("..", func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() && strings.HasPrefix(d.Name(), ".") && p != ".." {
+			return fs.SkipDir
+		}
+		if !strings.HasSuffix(p, "_test.go") {
+			return nil
+		}
+		b, err := os.ReadFile(p)
+		require.NoError(t, err)
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(string(b), -1) {
+			tests[m[1]] = true
+		}
+		return nil
+	}))
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(page), -1)
+	require.Greater(t, len(named), 40)
+	for _, m := range named {
+		require.True(t, tests[m[1]], "there is no %s", m[1])
 	}
 }
