@@ -21,6 +21,9 @@ type Config struct {
 	// WorkspaceNone, or an absolute path.
 	Workspace string   `koanf:"workspace" yaml:"workspace" json:"workspace"`
 	Mounts    []Mount  `koanf:"mounts" yaml:"mounts" json:"mounts"`
+	Network   Network  `koanf:"network" yaml:"network" json:"network"`
+	Secrets   []Secret `koanf:"secrets" yaml:"secrets" json:"secrets"`
+	Audit     Audit    `koanf:"audit" yaml:"audit" json:"audit"`
 	Limits    Limits   `koanf:"limits" yaml:"limits" json:"limits"`
 	Sessions  Sessions `koanf:"sessions" yaml:"sessions" json:"sessions"`
 	Pool      Pool     `koanf:"pool" yaml:"pool" json:"pool"`
@@ -104,7 +107,7 @@ func (c *Config) File() string { return c.file }
 func (c *Config) Dir() string { return c.dir }
 
 // Origins says for every key, every variable of session.env, and every key of each block
-// of a list (mounts[0].path), where its value comes from.
+// of a list (mounts[0].path) and each of its texts, where its value comes from.
 func (c *Config) Origins() map[string]Origin { return maps.Clone(c.origins) }
 
 // ImageDir is the directory of the image store.

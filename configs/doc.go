@@ -14,8 +14,9 @@
 // Variables of the sandbox itself are session.env.NAME in the file,
 // GONDOLIN_SESSION_ENV_NAME, or --env NAME=VALUE.
 //
-// Lists of blocks (mounts) are in the file, and flags add to them (--mount); they
-// have no environment variables. Their keys are tables of their own, lists.go.
+// Lists of blocks (mounts, network.rules, secrets) are in the file, and flags add to them
+// (--mount, --allow-host, --secret); they have no environment variables. Their keys are
+// tables of their own, lists.go.
 //
 // # Values
 //
@@ -35,6 +36,14 @@
 // mistakes. So are YAML's anchors, aliases and merge keys, which makes a file
 // harmless however it was made. Files above 1 MiB are refused. Directories to be
 // mounted must exist where Sources.Here asks for it, as serving does.
+//
+// # Network and secrets
+//
+// The blocks of network and secrets are those of packages policy and secret, which judge
+// them; their findings come back as Problems with the line of the very item. What is only
+// suspicious is in [Config.Warnings]. A list of conditions that is there and empty is a mistake,
+// since none would mean everything. No value of a secret is in a configuration, and what
+// stands in the blocks of secrets is quoted in no message, in case it is one after all.
 //
 // # Examples
 //

@@ -120,7 +120,7 @@ func (f *fileLayer) section(in *block, path string, node *yaml.Node) {
 			f.bad(k.Line, in.key(full), "unknown key "+show(in.key(full)), in.unknownKeyHint(path, full))
 		case spec.kind == kindBlocks:
 			f.readBlocks(spec, v)
-		case spec.kind == kindWords:
+		case spec.kind == kindWords || spec.kind == kindPaths:
 			f.readWords(in, spec, v)
 		default:
 			f.read(in, spec, v)
@@ -132,15 +132,17 @@ func (f *fileLayer) section(in *block, path string, node *yaml.Node) {
 func (f *fileLayer) readSection(in *block, path string, v *yaml.Node) {
 	short := in.keys.shortOf(path)
 	switch {
+	case in.keys.optional(path) && (isNull(v) || len(v.Content) == 0 && v.Kind == yaml.MappingNode):
+		f.bad(v.Line, in.key(path), "it says nothing", "give it keys, or leave it out")
 	case isNull(v): // a block whose keys are all commented out
 	case v.Kind == yaml.MappingNode:
 		f.section(in, path, v)
 	case short != nil && v.Kind == yaml.SequenceNode:
 		f.readWords(in, short, v)
 	case short != nil:
-		f.bad(v.Line, in.key(path), "want a list, or a block with "+strings.Join(in.keys.known(path), ", ")+"; got "+describe(v), "")
+		f.bad(v.Line, in.key(path), "want a list, or a block with "+strings.Join(in.keys.known(path), ", ")+"; got "+in.describe(v), "")
 	default:
-		f.bad(v.Line, in.key(path), "want a block of keys, got "+describe(v), "")
+		f.bad(v.Line, in.key(path), "want a block of keys, got "+in.describe(v), "")
 	}
 }
 
@@ -198,7 +200,7 @@ func (f *fileLayer) read(in *block, k *key, v *yaml.Node) {
 		if v.Kind == yaml.ScalarNode && (k.kind == kindText || k.kind == kindPath || k.kind == kindDir) {
 			hint = "put it in quotes"
 		}
-		f.bad(v.Line, in.key(k.path), "want "+k.kind.words()+", got "+describe(v), hint)
+		f.bad(v.Line, in.key(k.path), "want "+k.kind.words()+", got "+in.describe(v), hint)
 	default:
 		if value, ok := f.value(k, in.key(k.path), v.Value, f.at(v.Line)); ok {
 			in.values[k.path] = value
@@ -216,8 +218,10 @@ func (k *key) takes(v *yaml.Node) bool {
 		return k.kind == kindBool
 	case "!!int":
 		return k.kind != kindBool && k.kind != kindEnum
+	case "!!float":
+		return k.kind == kindNumber
 	case "!!str":
-		return k.kind != kindBool && k.kind != kindInt
+		return k.kind != kindBool && k.kind != kindInt && k.kind != kindNumber
 	}
 	return false
 }
@@ -248,11 +252,27 @@ func (k kind) words() string {
 		return "a duration such as 30m"
 	case kindWords:
 		return "a list of texts"
+	case kindPaths:
+		return "a list of paths"
+	case kindPath:
+		return "path that is absolute or begins with ~/"
+	case kindNumber:
+		return "a number"
+	case kindBytes:
+		return "an amount of data such as 10MiB"
 	}
 	return "text"
 }
 
 func isNull(v *yaml.Node) bool { return v.Kind == yaml.ScalarNode && v.ShortTag() == "!!null" }
+
+// describe is the same where a value may be a secret.
+func (b *block) describe(v *yaml.Node) string {
+	if b.quiet {
+		return "something else"
+	}
+	return describe(v)
+}
 
 // describe says what a node is, for "got …".
 func describe(v *yaml.Node) string {

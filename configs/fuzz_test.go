@@ -13,7 +13,7 @@ func FuzzLoad(f *testing.F) {
 		f.Add(b)
 	}
 	for _, s := range []string{"", "version: 1", "a: &a [*a]", "? {a: b}\n: c", "!!binary x", "{", "- - - -", "\"\\x00\": 1", "version: 1\nsession: {env: {A: !!null x}}", "---\n---\n", "<<: *x", "%YAML 9.9\n---\n",
-		"version: 1\nworkspace: ./x\nmounts:\n- {path: /a/, source: ~/b, protect: [x, '*.y'], hide: {remove: [.npmrc], defaults: true}, quota: 3}\n- {path: /m, provider: memory, max_files: 9}\n- *x\n- [1]\n"} {
+		"version: 1\nworkspace: ./x\nmounts:\n- {path: /a/, source: ~/b, protect: [x, '*.y'], hide: {remove: [.npmrc], defaults: true}, quota: 3}\n- {path: /m, provider: memory, max_files: 9}\n- *x\n- [1]\n", networkFile} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -30,7 +30,10 @@ const (
 	kindPath     kind = "path"
 	kindDir      kind = "directory" // like a path; in a file relative to where that lies
 	kindVars     kind = "NAME=VALUE"
-	kindWords    kind = "list"   // of text
+	kindWords    kind = "list"  // of text
+	kindPaths    kind = "paths" // a list; in a file relative to where that lies
+	kindNumber   kind = "decimal"
+	kindBytes    kind = "bytes"
 	kindBlocks   kind = "blocks" // a list whose items have keys of their own
 )
 
@@ -51,9 +54,11 @@ type key struct {
 	list *list // of kindBlocks
 
 	// In a block of a list:
-	need    bool                            // it has no default
-	short   bool                            // a list in the place of its section is this key
-	applies func(b *block) (problem string) // why the block cannot have it
+	need     bool                            // it has no default
+	optional bool                            // it has none and may be missing; a list that is there is not empty then
+	quiet    bool                            // its value appears in no message
+	short    bool                            // a list in the place of its section is this key
+	applies  func(b *block) (problem string) // why the block cannot have it
 }
 
 // sessionEnv is the one key with free names below it.
@@ -136,6 +141,32 @@ var keys = table{
 		help: "what is mounted at /workspace: roots (those of the client), cwd (the working directory, also without a value), none, or a directory", check: notEmpty},
 	{path: "mounts", kind: kindBlocks, list: mountList, help: "directories of the machine whose files this machine serves"},
 
+	{path: "network.profiles", kind: kindBlocks, list: profileList, help: "sets of rules that come after network.rules"},
+	{path: "network.rules", kind: kindBlocks, list: ruleList, help: "what the machine may reach; the first rule that matches decides"},
+	{path: "network.dns", flag: "dns", kind: kindEnum, def: DNSSynthetic, values: []string{DNSSynthetic, DNSTrusted, DNSOpen}, help: "answers to lookups: synthetic (none leaves this computer), trusted or open"},
+	{path: "network.maps", kind: kindBlocks, list: mapList, help: "TCP ports that lead to a place of your choice"},
+	{path: "network.known_hosts", kind: kindPaths, def: []string{}, help: "files with the keys of SSH servers"},
+	{path: "network.ssh_agent", kind: kindBool, def: false, help: "use the SSH agent of this computer for what a rule allows"},
+	{path: "network.ssh_keys", kind: kindPaths, def: []string{}, help: "files with private keys for SSH"},
+	{path: "network.upstream_ca", kind: kindPaths, def: []string{}, help: "files with certificates of more authorities that servers may have"},
+	{path: "network.limits.flows", kind: kindInt, low: 1, high: 4096, def: 512, help: "connections of a session at once"},
+	{path: "network.limits.half_open", kind: kindInt, low: 1, high: 4096, def: 128, help: "connections of a session that are being set up"},
+	{path: "network.limits.names", kind: kindInt, low: 16, high: 16384, def: 4096, help: "names that a session may have looked up"},
+	{path: "network.limits.sniff", kind: kindDuration, low: 1, high: 60, def: Duration(5 * time.Second), help: "time in which a connection has to tell its protocol"},
+	{path: "network.limits.idle", kind: kindDuration, low: 1, high: 24 * 3600, def: Duration(5 * time.Minute), help: "time without a byte after which a connection ends"},
+	{path: "secrets", kind: kindBlocks, list: secretList, help: "secrets that are put into requests outside of the machine"},
+
+	{path: "audit.enabled", flag: "audit", kind: kindBool, def: true, help: "keep a record of each session and of each decision about its network"},
+	{path: "audit.dir", flag: "audit-dir", kind: kindPath, def: "", help: "directory of the records (default: gondolin/audit in the user's state directory)"},
+	{path: "audit.file_size", kind: kindSize, def: Size(16), help: "size at which a record goes on in another file", check: func(v any, text string) string {
+		if n := v.(Size); n < 1 || n > 1024 {
+			return text + " is out of range: use 1MiB to 1GiB"
+		}
+		return ""
+	}},
+	{path: "audit.files", kind: kindInt, low: 2, high: 1000, def: 16, help: "files of one session; the oldest are removed"},
+	{path: "audit.keep", kind: kindDuration, never: true, low: 3600, high: 10 * year, def: Duration(90 * 24 * time.Hour), help: "time after which the record of a session that ended is removed"},
+
 	{path: "limits.cpus", flag: "cpus", kind: kindInt, def: sandbox.DefaultLimits.CPUs, help: "virtual CPUs of a session",
 		check: limit[int](func(l *sandbox.Limits, n int) { l.CPUs = n })},
 	{path: "limits.memory", flag: "memory", kind: kindSize, def: Size(sandbox.DefaultLimits.MemoryMiB), help: "memory of a session, such as 2GiB",
@@ -177,6 +208,8 @@ func fallback(path string) string {
 		return filepath.Join(xdg.CacheHome, "gondolin")
 	case "paths.runtime":
 		return sandbox.DefaultRuntimeDir()
+	case "audit.dir":
+		return filepath.Join(xdg.StateHome, "gondolin", "audit")
 	}
 	return ""
 }
@@ -210,6 +243,10 @@ func (k *key) parse(text string) (v any, hint string, err error) {
 		v, err = parseSize(text)
 	case kindDuration:
 		v, err = parseDuration(text)
+	case kindNumber:
+		v, err = parseNumber(text)
+	case kindBytes:
+		v, err = parseBytes(text)
 	case kindEnum:
 		if !slices.Contains(k.values, text) {
 			if m := nearest(text, k.values); m != "" {

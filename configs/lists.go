@@ -12,9 +12,10 @@ import (
 // other's blocks: those of a later one are added.
 type list struct {
 	keys  table
+	quiet bool // no value in the blocks appears in a message
 	flags []listFlag
 	// whole reports what is wrong between blocks, or between them and other keys. It
-	// may change values.
+	// may change values. Nil: nothing.
 	whole func(l *loader, blocks []*block)
 }
 
@@ -23,22 +24,30 @@ type listFlag struct {
 	name string // without hyphens
 	form kind   // how its value is written, for the help
 	help string
-	// parse takes the value apart into texts for keys of the block.
-	parse func(text string) (map[string]string, error)
+	// parse takes the value apart into texts for keys of the block; more than one are for
+	// a list.
+	parse func(text string) (map[string][]string, error)
 }
 
-func listFlagNamed(name string) (*key, *listFlag) {
+// flagged is a list with one of its flags.
+type flagged struct {
+	*key
+	flag *listFlag
+}
+
+// listFlagsNamed finds the lists to which a flag adds a block.
+func listFlagsNamed(name string) (all []flagged) {
 	for _, k := range keys {
 		if k.kind != kindBlocks {
 			continue
 		}
 		for i := range k.list.flags {
 			if f := &k.list.flags[i]; f.name == name {
-				return k, f
+				all = append(all, flagged{k, f})
 			}
 		}
 	}
-	return nil, nil
+	return all
 }
 
 // flagNames says which flags add to the list.
@@ -56,30 +65,36 @@ func (l *list) flagNames() string {
 // add begins a new block of a list.
 func (l *loader) add(k *key, at Origin) *block {
 	b := newBlock(fmt.Sprintf("%s[%d]", k.path, len(l.blocks[k.path])), k.list.keys, at)
+	b.quiet = k.list.quiet
 	l.blocks[k.path] = append(l.blocks[k.path], b)
 	return b
 }
 
-// flagBlock adds the block that a flag's value describes.
-func (l *loader) flagBlock(k *key, f *listFlag, text string, o Origin) {
+// flagBlock adds the block that a flag's value describes, and says whether it can be read.
+func (l *loader) flagBlock(k *key, f *listFlag, text string, o Origin) bool {
 	texts, err := f.parse(text)
 	if err != nil {
 		l.report(Problem{Origin: o, Key: k.path, Message: err.Error(), Hint: "write --" + f.name + " " + string(f.form)})
-		return
+		return false
 	}
 	b := l.add(k, o)
 	for _, item := range b.keys {
-		text, given := texts[item.path]
+		words, given := texts[item.path]
 		if !given {
 			continue
 		}
 		b.origins[item.path] = o
-		if v, ok := l.value(item, b.key(item.path), text, o); ok {
+		if item.kind == kindWords {
+			b.values[item.path] = words
+			continue
+		}
+		if v, ok := l.value(item, b.key(item.path), words[0], o); ok {
 			b.values[item.path] = v
 		} else {
 			b.wrong = true
 		}
 	}
+	return true
 }
 
 // readBlocks reads the blocks of a list in a file.
@@ -89,19 +104,21 @@ func (f *fileLayer) readBlocks(k *key, v *yaml.Node) {
 		return // blocks that are all commented out
 	}
 	if v.Kind != yaml.SequenceNode {
-		f.bad(v.Line, k.path, "want a list of blocks, each beginning with a hyphen; got "+describe(v), "")
+		f.bad(v.Line, k.path, "want a list of blocks, each beginning with a hyphen; got "+(&block{quiet: k.list.quiet}).describe(v), "")
 		return
 	}
 	for _, item := range v.Content {
 		b := f.add(k, f.at(item.Line))
 		switch item.Kind {
 		case yaml.MappingNode:
+			before := len(f.problems) + f.more
 			f.section(b, "", item)
+			b.wrong = b.wrong || len(f.problems)+f.more > before
 			continue
 		case yaml.AliasNode:
 			f.bad(item.Line, b.name, "aliases are not understood", "write the block out")
 		default:
-			f.bad(item.Line, b.name, "want a block of keys, got "+describe(item), "")
+			f.bad(item.Line, b.name, "want a block of keys, got "+b.describe(item), "")
 		}
 		b.wrong = true
 	}
@@ -120,7 +137,9 @@ func (f *fileLayer) readWords(in *block, k *key, v *yaml.Node) {
 	case isNull(v):
 		f.bad(v.Line, in.key(k.path), "it has no value", "give it one, or leave the key out")
 	case v.Kind != yaml.SequenceNode:
-		f.bad(v.Line, in.key(k.path), "want "+k.kind.words()+", got "+describe(v), "")
+		f.bad(v.Line, in.key(k.path), "want "+k.kind.words()+", got "+in.describe(v), "")
+	case k.optional && len(v.Content) == 0:
+		f.bad(v.Line, in.key(k.path), "the list is empty", "name something, or leave the key out")
 	}
 	for i, item := range v.Content {
 		if v.Kind != yaml.SequenceNode {
@@ -129,16 +148,15 @@ func (f *fileLayer) readWords(in *block, k *key, v *yaml.Node) {
 		name := fmt.Sprintf("%s[%d]", in.key(k.path), i)
 		switch {
 		case item.Kind != yaml.ScalarNode:
-			f.bad(item.Line, name, "want text, got "+describe(item), "")
+			f.bad(item.Line, name, "want text, got "+in.describe(item), "")
 		case isNull(item):
 			f.bad(item.Line, name, "it is empty", "put it in quotes")
 		case strings.ContainsRune(item.Value, 0):
-			f.bad(item.Line, name, quote(item.Value)+" contains a NUL", "")
+			f.bad(item.Line, name, "it contains a NUL", "")
 		default:
-			if problem := k.check(item.Value, item.Value); problem != "" {
-				f.bad(item.Line, name, problem, "")
-			}
-			words = append(words, item.Value)
+			// Mistakes that are found later stand in this line too.
+			f.origins[name] = f.at(item.Line)
+			words = append(words, f.word(k, name, item))
 		}
 	}
 	if len(f.problems)+f.more > before {
@@ -146,6 +164,23 @@ func (f *fileLayer) readWords(in *block, k *key, v *yaml.Node) {
 		return
 	}
 	in.values[k.path] = words
+}
+
+// word reads one item of a list of texts or paths.
+func (f *fileLayer) word(k *key, name string, item *yaml.Node) string {
+	text, problem := item.Value, ""
+	if k.kind == kindPaths {
+		var err error
+		if text, err = f.dir(item.Value, f.at(item.Line)); err != nil {
+			problem = err.Error()
+		}
+	} else if k.check != nil {
+		problem = k.check(text, text)
+	}
+	if problem != "" {
+		f.bad(item.Line, name, problem, "")
+	}
+	return text
 }
 
 // finishLists fills the blocks of all layers in and judges them together.
@@ -158,9 +193,12 @@ func (l *loader) finishLists() {
 		blocks := l.blocks[k.path]
 		items := make([]any, 0, len(blocks))
 		for _, b := range blocks {
+			origins[b.name] = b.at
 			l.fill(b, origins)
 		}
-		k.list.whole(l, blocks)
+		if k.list.whole != nil {
+			k.list.whole(l, blocks)
+		}
 		for _, b := range blocks {
 			items = append(items, maps.Unflatten(b.values, "."))
 		}
@@ -190,6 +228,7 @@ func (l *loader) fill(b *block, origins map[string]Origin) {
 		switch {
 		case given:
 			origins[b.key(k.path)] = o
+		case k.optional:
 		case !k.need:
 			b.values[k.path], origins[b.key(k.path)] = k.def, Origin{Kind: KindDefault}
 		case !b.wrong: // else it may only seem to be missing

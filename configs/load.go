@@ -149,6 +149,7 @@ func (l *loader) load(path string, data []byte) (*Config, error) {
 	l.environment()
 	l.flags()
 	l.finishLists()
+	l.checkNetwork()
 	l.checkHere()
 	if len(l.problems) > 0 {
 		return nil, &Error{Problems: l.problems, More: l.more}
@@ -160,7 +161,7 @@ func (l *loader) load(path string, data []byte) (*Config, error) {
 	if err := l.ko.Unmarshal("", c); err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
-	for path, dir := range map[string]*string{"paths.cache": &c.Paths.Cache, "paths.runtime": &c.Paths.Runtime} {
+	for path, dir := range map[string]*string{"paths.cache": &c.Paths.Cache, "paths.runtime": &c.Paths.Runtime, "audit.dir": &c.Audit.Dir} {
 		if *dir == "" {
 			*dir = fallback(path)
 		}
@@ -202,6 +203,8 @@ func (l *loader) value(k *key, name, text string, o Origin) (any, bool) {
 	v, hint, err := k.parse(text)
 	switch {
 	case err != nil:
+	case k.kind == kindPaths:
+		v, err = l.dirs(text, o)
 	case k.kind == kindDir && !slices.Contains(k.values, text):
 		v, err = l.dir(text, o)
 	case k.kind == kindPath:
@@ -212,10 +215,30 @@ func (l *loader) value(k *key, name, text string, o Origin) (any, bool) {
 		}
 	}
 	if err != nil {
-		l.report(Problem{Origin: o, Key: name, Message: err.Error(), Hint: hint})
+		message := err.Error()
+		if k.quiet {
+			message, hint = "this is no "+k.kind.words(), ""
+		}
+		l.report(Problem{Origin: o, Key: name, Message: message, Hint: hint})
 		return nil, false
 	}
 	return v, true
+}
+
+// dirs reads a list of paths of the environment, where commas part them.
+func (l *loader) dirs(text string, o Origin) ([]string, error) {
+	list := []string{}
+	for part := range strings.SplitSeq(text, ",") {
+		if part == "" {
+			continue
+		}
+		p, err := l.dir(part, o)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, p)
+	}
+	return list, nil
 }
 
 // path makes a path absolute where it is clear what it is relative to.

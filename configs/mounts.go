@@ -105,8 +105,8 @@ var mountList = &list{
 	},
 	flags: []listFlag{
 		{name: "mount", form: "HOST:GUEST[:ro]", help: "mount a directory of this machine in the sandbox, may be given several times", parse: parseMount},
-		{name: "mount-memory", form: "GUEST", help: "mount an empty directory in memory, may be given several times", parse: func(text string) (map[string]string, error) {
-			return map[string]string{"path": text, "provider": ProviderMemory}, nil
+		{name: "mount-memory", form: "GUEST", help: "mount an empty directory in memory, may be given several times", parse: func(text string) (map[string][]string, error) {
+			return map[string][]string{"path": {text}, "provider": {ProviderMemory}}, nil
 		}},
 	},
 	whole: checkMounts,
@@ -182,7 +182,7 @@ func isDefault(defaults func() []vfs.Rule) func(any, string) string {
 }
 
 // parseMount reads HOST:GUEST[:ro]. A colon may be in HOST.
-func parseMount(text string) (map[string]string, error) {
+func parseMount(text string) (map[string][]string, error) {
 	rest, mode := text, ModeReadWrite
 	for _, m := range []string{ModeReadOnly, ModeReadWrite} {
 		if r, ok := strings.CutSuffix(text, ":"+m); ok {
@@ -196,7 +196,7 @@ func parseMount(text string) (map[string]string, error) {
 	case i == 0:
 		return nil, fmt.Errorf("%s does not say which directory of this machine", quote(text))
 	}
-	return map[string]string{"source": rest[:i], "path": rest[i+1:], "mode": mode}, nil
+	return map[string][]string{"source": {rest[:i]}, "path": {rest[i+1:]}, "mode": {mode}}, nil
 }
 
 // checkMounts judges the mounts together and brings their paths into one form. Their order does

@@ -98,7 +98,9 @@ func Flags() *pflag.FlagSet {
 	for _, k := range keys {
 		if k.kind == kindBlocks {
 			for _, f := range k.list.flags {
-				set.Var(&flagText{kind: f.form, many: true}, f.name, f.help)
+				if set.Lookup(f.name) == nil { // else it adds to another list as well
+					set.Var(&flagText{kind: f.form, many: true}, f.name, f.help)
+				}
 			}
 		}
 		if k.flag == "" {
@@ -127,9 +129,13 @@ func (l *loader) flags() {
 			return "", nil
 		}
 		o := Origin{Kind: KindFlag, Name: "--" + f.Name}
-		if k, flag := listFlagNamed(f.Name); flag != nil {
+		if lists := listFlagsNamed(f.Name); lists != nil {
 			for _, t := range text.texts {
-				l.flagBlock(k, flag, t, o)
+				for _, list := range lists {
+					if !l.flagBlock(list.key, list.flag, t, o) {
+						break
+					}
+				}
 			}
 			return "", nil
 		}

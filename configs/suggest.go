@@ -56,11 +56,11 @@ func (t table) meant(path string) string {
 func (t table) known(section string) []string {
 	var names []string
 	for _, k := range t {
-		dir, name := k.dir(), k.name()
-		if section == "" && dir != "" {
-			dir, name = "", dir
+		rest, inside := k.path, true
+		if section != "" {
+			rest, inside = strings.CutPrefix(k.path, section+".")
 		}
-		if dir == section && !slices.Contains(names, name) {
+		if name, _, _ := strings.Cut(rest, "."); inside && !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 	}

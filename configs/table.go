@@ -34,6 +34,12 @@ func (t table) sections() []string {
 	return list
 }
 
+// optional says whether all keys of a section of a block are, so that it is only there
+// if something is in it.
+func (t table) optional(section string) bool {
+	return t.isSection(section) && !slices.ContainsFunc(t, func(k *key) bool { return k.dir() == section && !k.optional })
+}
+
 // shortOf is the key that a list in the place of a section stands for, or nil.
 func (t table) shortOf(section string) *key {
 	if i := slices.IndexFunc(t, func(k *key) bool { return k.short && k.dir() == section }); i >= 0 {
@@ -50,7 +56,8 @@ type block struct {
 	at      Origin            // where it begins
 	values  map[string]any    // by path
 	origins map[string]Origin // of every key that was given, also of those whose value is wrong
-	wrong   bool              // a value is
+	wrong   bool              // something is, and has been reported
+	quiet   bool              // its values appear in no message
 }
 
 func newBlock(name string, keys table, at Origin) *block {

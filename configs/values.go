@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/gondolin-go/gondolin/netguard/policy"
 )
 
 // Size is an amount of memory or disk in MiB. It reads and prints as "2GiB".
@@ -114,6 +116,21 @@ func parseInt(text string) (int, error) {
 		return 0, fmt.Errorf("%s is no whole number", quote(text))
 	}
 	return int(n), nil
+}
+
+// parseNumber reads a number that need not be whole.
+func parseNumber(text string) (float64, error) {
+	n, err := strconv.ParseFloat(text, 64)
+	if err != nil || math.IsInf(n, 0) || math.IsNaN(n) {
+		return 0, fmt.Errorf("%s is no number", quote(text))
+	}
+	return n, nil
+}
+
+// parseBytes reads an amount of data as package policy writes it.
+func parseBytes(text string) (b policy.Bytes, err error) {
+	err = b.UnmarshalText([]byte(text))
+	return b, err
 }
 
 func parseBool(text string) (bool, error) {

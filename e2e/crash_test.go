@@ -78,7 +78,7 @@ func TestBootThatCannotFinishIsToldWithTheConsoleAndLeavesNothing(t *testing.T) 
 
 func TestBootThatHangsIsGivenUp(t *testing.T) {
 	dir := runtimeDir(t)
-	h := newHost(t, sandbox.HostOptions{RuntimeDir: dir, BootTimeout: 300 * time.Millisecond, Accelerator: "tcg"})
+	h := newHost(t, sandbox.HostOptions{RuntimeDir: dir, BootTimeout: 300 * time.Millisecond, Accelerator: "tcg", NoTemplates: true})
 	_, err := h.Create(t.Context(), sandbox.Options{Image: bootable(defaultImage(t))})
 	require.ErrorContains(t, err, "did not announce itself within 300ms")
 	require.Empty(t, entries(t, dir))
@@ -86,7 +86,7 @@ func TestBootThatHangsIsGivenUp(t *testing.T) {
 
 func TestCancelledStartLeavesNothing(t *testing.T) {
 	dir := runtimeDir(t)
-	h := newHost(t, sandbox.HostOptions{RuntimeDir: dir})
+	h := newHost(t, sandbox.HostOptions{RuntimeDir: dir, NoTemplates: true})
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	_, err := h.Create(ctx, sandbox.Options{Image: bootable(defaultImage(t))})

@@ -112,6 +112,13 @@ var sharedDir string
 var afterAll []func()
 
 func TestMain(m *testing.M) {
+	// The records of servers belong to no user here.
+	state, err := os.MkdirTemp("", "gndstate")
+	if err != nil {
+		panic(err)
+	}
+	os.Setenv("XDG_STATE_HOME", state)
+	afterAll = append(afterAll, func() { os.RemoveAll(state) })
 	code := m.Run()
 	for _, f := range afterAll {
 		f()

@@ -23,9 +23,9 @@ const module = "github.com/gondolin-go/gondolin/"
 // ending in /... covers a whole branch. What is not listed may import nothing
 // of this module.
 var mayImport = map[string][]string{
-	"cmd/gondolin-mcp": {"configs", "tools", "sandbox", "sandbox/qemu", "images", "vfs"},
+	"cmd/gondolin-mcp": {"configs", "tools", "sandbox", "sandbox/qemu", "sandbox/audit", "images", "vfs", "netguard", "netguard/policy", "netguard/secret"},
 	"tools":            {"sandbox"},
-	"configs":          {"sandbox", "images", "vfs"},
+	"configs":          {"sandbox", "images", "vfs", "netguard/policy", "netguard/secret"},
 	"sandbox":          {"sandbox/qemu", "sandbox/template", "netguard", "netguard/ca", "netguard/policy", "netguard/secret", "vfs", "guest/wire", "guest/agent"},
 	"sandbox/qemu":     {"guest/wire"},
 	"vfs":              {"guest/fsport"},

@@ -54,6 +54,8 @@
 //	DNS                 1232 bytes a query (4096 over TCP), 32 lookups on the host at
 //	                    once for 5 s each, 32 TCP connections of 10 s of silence
 //	dialling            64 addresses of a name judged, 6 tried, 15 s
+//	SSH                 32 connections of 16 channels, 64 channels in all, 32 MiB that
+//	                    nobody has taken yet
 //	refusals            256 remembered, 20 a second recorded
 //
 // Fragments, forged sources, extension headers and multicast are dropped before the stack.

@@ -26,6 +26,7 @@ type Options struct {
 	Hooks    Hooks
 	Limits   Limits
 	Upstream Upstream
+	SSH      SSHOptions
 	Dialer   Dialer // nil: the host's network, as Upstream says
 	DNS      DNSMode
 	Maps     []Map
@@ -45,6 +46,7 @@ type Guard struct {
 	maps     map[mapKey]mapTarget
 	flows    *flowTable
 	web      atomic.Pointer[proxy] // of the link that is served
+	ssh      *sshServer
 
 	mu      sync.Mutex
 	serving bool
@@ -87,6 +89,7 @@ func New(o Options) (*Guard, error) {
 		g.dialer = host
 	}
 	g.dns = newDNSServer(g, host)
+	g.ssh = newSSHServer(g)
 	return g, nil
 }
 
@@ -171,6 +174,7 @@ func (g *Guard) SetPolicy(p *policy.Policy) {
 	if web := g.web.Load(); web != nil {
 		web.policyChanged()
 	}
+	g.ssh.policyChanged()
 }
 
 // Policy is the policy in force.

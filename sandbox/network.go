@@ -29,6 +29,7 @@ type Network struct {
 	Upstream netguard.Upstream
 	DNS      netguard.DNSMode
 	Maps     []netguard.Map
+	SSH      netguard.SSHOptions
 }
 
 // card is the network card of every machine.
@@ -64,7 +65,7 @@ func (s *Session) attachNetwork(ctx context.Context) error {
 	}
 	o := netguard.Options{
 		Policy: n.Policy, CA: authority, Asker: n.Asker, Hooks: n.Hooks, Limits: n.Limits, Upstream: n.Upstream,
-		DNS: n.DNS, Maps: n.Maps, Log: s.log,
+		DNS: n.DNS, Maps: n.Maps, SSH: n.SSH, Log: s.log,
 	}
 	if n.Secrets != nil {
 		if o.Secrets, err = n.Secrets.Session(); err != nil {
@@ -87,7 +88,9 @@ func (s *Session) attachNetwork(ctx context.Context) error {
 	}) {
 		return s.closedError()
 	}
-	return s.call(ctx, wire.OpTrust, "", wire.Trust{CA: authority.PEM(), KnownHosts: authority.KnownHosts()}, nil)
+	return s.call(ctx, wire.OpTrust, "", wire.Trust{
+		CA: authority.PEM(), KnownHosts: authority.KnownHosts(), UnixNano: time.Now().UnixNano(),
+	}, nil)
 }
 
 // SetPolicy replaces what the session's guest may reach. Open connections that are no

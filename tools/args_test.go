@@ -74,7 +74,7 @@ func TestSchemasHaveNoUnionsAndEveryPropertyADescription(t *testing.T) {
 		}
 	}
 	assert.ElementsMatch(t, []string{"exec", "job_output", "job_input", "job_stop", "read_file", "write_file",
-		"edit_file", "list_files", "glob", "grep", "session"}, names)
+		"edit_file", "list_files", "glob", "grep", "session", "policy"}, names)
 }
 
 func walkSchema(t *testing.T, at string, schema map[string]any) {

@@ -99,6 +99,9 @@ func serve[A any](ctx context.Context, s *Server, t *tool[A], ps properties, r m
 			return ask
 		}
 	}
+	if ask := s.questions.question(ctx, r); ask != nil {
+		return ask
+	}
 	c := &call{request: r, given: given, began: time.Now(), progress: s.startProgress(ctx, r.Params.Meta)}
 	out := s.guarded(t.name, func() (*reply, error) { return t.run(ctx, c, args) }, func(err error) string {
 		return s.explain(ctx, c, t.name, err)
@@ -154,6 +157,7 @@ func (s *Server) addTools() {
 	s.addEditFile()
 	s.addSearch()
 	s.addSession()
+	s.addPolicy()
 }
 
 // withoutUnions turns "null or T" into T throughout a schema: lists are never

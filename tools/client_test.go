@@ -28,7 +28,12 @@ func (workspace) ListRoots(context.Context, mcp.ListRootsRequest) (*mcp.ListRoot
 // library is mcp-go's own client, in the era of the version given.
 func library(t *testing.T, o Options, version string, opts ...client.ClientOption) *client.Client {
 	t.Helper()
-	c, out := pipes(t, o, nil)
+	return libraryWith(t, o, version, nil, opts...)
+}
+
+func libraryWith(t *testing.T, o Options, version string, change func(*Server), opts ...client.ClientOption) *client.Client {
+	t.Helper()
+	c, out := pipes(t, o, change)
 	tr := transport.NewIO(out, c.in, io.NopCloser(strings.NewReader("")))
 	cl := client.NewClient(tr, opts...)
 	require.NoError(t, cl.Start(t.Context()))
@@ -53,7 +58,7 @@ func TestBothErasOfTheProtocolWorkWithALibraryClient(t *testing.T) {
 			cl := library(t, Options{}, version)
 			list, err := cl.ListTools(t.Context(), mcp.ListToolsRequest{})
 			require.NoError(t, err)
-			assert.Len(t, list.Tools, 11)
+			assert.Len(t, list.Tools, 12)
 			templates, err := cl.ListResourceTemplates(t.Context(), mcp.ListResourceTemplatesRequest{})
 			require.NoError(t, err)
 			assert.Len(t, templates.ResourceTemplates, 1)
@@ -93,7 +98,7 @@ func TestTheOfficialSDKCallsHearsProgressAndCancels(t *testing.T) {
 			}, &official.Root{URI: "file:///w"})
 			tools, err := session.ListTools(t.Context(), nil)
 			require.NoError(t, err)
-			assert.Len(t, tools.Tools, 11)
+			assert.Len(t, tools.Tools, 12)
 
 			params := &official.CallToolParams{Name: "exec", Arguments: map[string]any{"command": "make"}}
 			params.SetProgressToken("p")

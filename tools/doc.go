@@ -35,6 +35,13 @@
 // it happened, and in the error of the file tool that it made fail: the rule, and what
 // would help.
 //
+// # Network
+//
+// Options.Policy tells what sessions may reach: the tool policy and the instructions show it,
+// and nothing here can change it. [Server.Ask] puts to the human what a rule leaves to them, by
+// elicitation; see questions. What was answered is remembered as long as the human said, for one
+// session; no answer and no way to ask are a no.
+//
 // # From a line to a result
 //
 //		client -> front -> mcp-go's stdio server -> gate -> check -> the tool -> fit -> client
@@ -74,8 +81,8 @@
 // # Goroutines
 //
 // Serve owns the reader of the input, the writer of the output, the creation of
-// the default session and the question for the client's roots, and waits for
-// all of them. Two system calls cannot be interrupted on every kind of file: a
+// the default session, the question for the client's roots and those to its user, and
+// waits for all of them. Two system calls cannot be interrupted on every kind of file: a
 // blocked read of the input and a blocked write to a client that reads no more.
 // Serve closes such a stream when it can be closed and returns at the latest
 // two seconds after its end began.

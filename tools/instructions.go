@@ -14,8 +14,8 @@ func instructions(o Options) string {
 		"These tools work in a Linux machine (" + o.Image + ") of this conversation alone: a virtual machine, not the user's computer.",
 		"It starts at the first call and is thrown away, with all files in it" + exceptMounts(o) + ", when it is closed" + lifetime(o.Limits) + " or the client ends.",
 		"You are " + o.User + " in it. Install, break and rebuild what you like; nothing of it reaches the user's computer" + exceptMounts(o) + ".",
-		o.Network,
 	}
+	lines = append(lines, network(o.Policy.Overview())...)
 	lines = append(lines, files(o)...)
 	return strings.Join(append(lines,
 		"Run commands with exec; each is a shell of its own, so give cwd and env each time. A non-zero exit code is a result, not an error.",

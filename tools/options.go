@@ -13,9 +13,8 @@ type Options struct {
 	Logger    *slog.Logger // default: discards
 	Version   string       // of the program, told to clients; default "dev"
 
-	// Network tells the model what the machine may reach, in one or two
-	// sentences. Default: that it has no network.
-	Network string
+	// Policy tells what the machine may reach. Default: that it has no network.
+	Policy Policy
 	// Image names what the machine runs, such as "Debian 12 with python3, git
 	// and ripgrep". Default: "Linux".
 	Image string
@@ -53,14 +52,12 @@ const (
 	workers = 100
 )
 
-const noNetwork = "It has no network: downloads, package installation from the internet and git over the network fail."
-
 func (o Options) withDefaults() Options {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	setDefault(&o.Version, "dev")
-	setDefault(&o.Network, noNetwork)
+	setDefault(&o.Policy, Policy(noPolicy{}))
 	setDefault(&o.Image, "Linux")
 	setDefault(&o.User, "root")
 	setDefault(&o.MaxTimeout, time.Hour)

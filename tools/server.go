@@ -24,6 +24,8 @@ type Server struct {
 	sessions    defaultSession
 	roots       clientRoots
 	rootsWait   time.Duration
+	questions   questions
+	askWait     time.Duration
 	ticker      func(time.Duration) (<-chan time.Time, func())
 
 	mu    sync.Mutex
@@ -49,6 +51,7 @@ func New(o Options) *Server {
 		quick:     make(chan struct{}, o.MaxQuick),
 		requests:  newRequests(o.MaxUnderWay, 4*int64(o.MaxMessage)),
 		rootsWait: rootsWait,
+		askWait:   askWait,
 		ticker: func(d time.Duration) (<-chan time.Time, func()) {
 			t := time.NewTicker(d)
 			return t.C, t.Stop
@@ -73,6 +76,7 @@ func New(o Options) *Server {
 		server.WithOutputSchemaValidation(),
 		server.WithHooks(hooks),
 	)
+	s.questions.reset()
 	s.addTools()
 	s.addResources()
 	s.watchRoots()
@@ -94,6 +98,7 @@ func (s *Server) Attach(ctx context.Context) (m *server.MCPServer, end func()) {
 		s.mu.Unlock()
 		s.owned.Wait()
 		s.roots.reset()
+		s.questions.reset()
 		s.sessions.reset()
 	}
 }

@@ -75,6 +75,9 @@ starting on this machine is a warning.`,
 				what = "the configuration (there is no file)"
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", what)
+			for _, w := range c.Warnings() {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
+			}
 			for _, problem := range impossible(c) {
 				fmt.Fprintf(cmd.ErrOrStderr(), "warning: no session can start with this setting here: %s\n", problem)
 			}

@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gondolin-go/gondolin/configs"
 	"github.com/gondolin-go/gondolin/images"
 	"github.com/gondolin-go/gondolin/sandbox"
 )
@@ -67,4 +69,19 @@ func TestTheReadmesLibraryExampleIsTheOneThatCompiles(t *testing.T) {
 	_, compiled, _ = strings.Cut(compiled, "\n")
 	compiled, _, _ = strings.Cut(compiled, "\nfunc Test")
 	require.Equal(t, strings.TrimSpace(compiled), strings.TrimSpace(shown))
+}
+
+func TestTheReadmesConfigurationsLoad(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	require.NoError(t, err)
+	parts := strings.Split(string(readme), "```yaml\n")[1:]
+	require.NotEmpty(t, parts)
+	for _, part := range parts {
+		text, _, _ := strings.Cut(part, "```")
+		file := filepath.Join(t.TempDir(), "config.yaml")
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		c, err := configs.Load(configs.Sources{File: file, Env: []string{"HOME=/home/me"}})
+		require.NoError(t, err, "%s", text)
+		require.Empty(t, c.Warnings(), "%s", text)
+	}
 }

@@ -4,6 +4,8 @@
 //	gondolin-mcp serve            speak MCP on standard input and output
 //	gondolin-mcp images …         build and look after guest images
 //	gondolin-mcp config …         show, check and explain the configuration
+//	gondolin-mcp policy …         check and explain what machines may reach
+//	gondolin-mcp audit …          look at and verify the record of sessions
 //	gondolin-mcp doctor           check this machine and say what to do
 //
 // Without a command and with an input that is no terminal it serves, so that a
@@ -14,8 +16,14 @@
 // This package only joins the others: configs says what is wanted, images has
 // what machines run, sandbox runs them, tools speaks MCP. What lies between is in
 // sandboxes.go, which fits sandbox to what tools asks for, in mounts.go and roots.go,
-// which decide what of this machine's files a session sees, and in keeper.go, which
-// builds the default image when it is missing.
+// which decide what of this machine's files a session sees, in network.go and record.go,
+// which make a session's network and record, in reload.go, which takes up changes of
+// the policy, and in keeper.go, which builds the default image when it is missing.
+//
+// # Signals
+//
+// INT and TERM end a command, and so does HUP, except that a server reads its
+// network policy again.
 //
 // # Output
 //
@@ -67,6 +75,9 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 	}
 	if err == nil {
 		return exitOK
+	}
+	if quiet := (quietError{}); errors.As(err, &quiet) {
+		return exitFailure
 	}
 	fmt.Fprintf(stderr, "gondolin-mcp: %s\n", strings.ReplaceAll(err.Error(), "\n", "\n  "))
 	var usage usageError

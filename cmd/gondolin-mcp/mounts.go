@@ -22,6 +22,7 @@ type files struct {
 	mounts  []sandbox.Mount
 	denials *sandbox.DenialLog
 	shown   tools.Mounts
+	plan    []planned
 	dir     string // where commands start because of them, or ""
 	closers []func() error
 	log     func(error)
@@ -126,7 +127,8 @@ func (b *sandboxes) provide(roots []string, user string) (*files, error) {
 	}
 	uid, gid, _ := numbers(user)
 	var errs []error
-	for _, p := range b.plan(usable) {
+	f.plan = b.plan(usable)
+	for _, p := range f.plan {
 		node, err := b.openMount(p, uid, gid, f)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("mounting %s: %w", p.Path, err))

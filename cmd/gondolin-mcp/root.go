@@ -118,6 +118,8 @@ names as its workspace at /workspace; --workspace=DIR names another one, and
 		}),
 		a.newConfigCommand(),
 		a.newDoctorCommand(),
+		a.newPolicyCommand(),
+		a.newAuditCommand(),
 		&cobra.Command{
 			Use: "version", Short: "Print the version", Args: arguments(0, 0),
 			Run: func(cmd *cobra.Command, _ []string) {

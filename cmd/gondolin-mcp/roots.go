@@ -116,6 +116,7 @@ func (b *sandboxes) ownFiles() []ownFile {
 	add("the configuration directory", c.Dir(), true)
 	add("the configuration file", c.File(), false)
 	add("the log", c.Log.File, false)
+	add("the directory of audit records", c.Audit.Dir, true)
 	return list
 }
 

@@ -23,13 +23,16 @@ const endedKept = 16
 // a sandbox host. The host is made when it is first needed and asked for again
 // after a failure: QEMU may be installed while a client runs.
 type sandboxes struct {
-	config  *configs.Config
-	log     *slog.Logger
-	images  *keeper
-	cwd     string          // for configs.WorkspaceCWD
-	life    context.Context // until close
-	end     context.CancelFunc
-	workers sync.WaitGroup // one for each session, the preparation, a build
+	config   *configs.Config
+	log      *slog.Logger
+	images   *keeper
+	secrets  secrets
+	policies *policies
+	ask      func(context.Context, tools.Question) (bool, error) // the human; nil: there is none
+	cwd      string                                              // for configs.WorkspaceCWD
+	life     context.Context                                     // until close
+	end      context.CancelFunc
+	workers  sync.WaitGroup // one for each session, the preparation, a build
 
 	hostMu sync.Mutex
 	host   *sandbox.Host
@@ -42,7 +45,7 @@ type sandboxes struct {
 var _ tools.Sandboxes = (*sandboxes)(nil)
 
 func newSandboxes(ctx context.Context, c *configs.Config, log *slog.Logger) *sandboxes {
-	b := &sandboxes{config: c, log: log, cwd: workingDirectory(), open: map[string]*session{}}
+	b := &sandboxes{config: c, log: log, cwd: workingDirectory(), policies: newPolicies(c), open: map[string]*session{}}
 	b.life, b.end = context.WithCancel(ctx)
 	b.images = &keeper{
 		dir: c.ImageDir(), name: c.Image.Name, autoBuild: c.Image.AutoBuild,
@@ -129,7 +132,13 @@ func (b *sandboxes) Create(ctx context.Context, o tools.SessionOptions) (tools.S
 		release()
 		return nil, err
 	}
-	opts.Mounts, opts.Denials = files.mounts, files.denials
+	net, err := b.network(ctx)
+	if err != nil {
+		files.close()
+		release()
+		return nil, err
+	}
+	opts.Mounts, opts.Denials, opts.Network = files.mounts, files.denials, net.Network
 	if opts.Dir == "" {
 		opts.Dir = files.dir
 	}
@@ -137,14 +146,19 @@ func (b *sandboxes) Create(ctx context.Context, o tools.SessionOptions) (tools.S
 	if err != nil {
 		files.close()
 		release()
-		return nil, err
+		return nil, errors.Join(err, net.close(err.Error()))
 	}
-	wrapped := &session{Session: s, mounts: files.shown}
+	wrapped := &session{Session: s, mounts: files.shown, plan: files.plan, record: net.record}
+	unfollow := b.policies.follow(s.SetPolicy)
 	b.mu.Lock()
 	b.open[s.ID()] = wrapped
 	b.mu.Unlock()
 	b.workers.Go(func() {
 		<-s.Done()
+		unfollow()
+		if err := net.close(wrapped.Info().Reason); err != nil {
+			b.log.Error("closing the audit record", "session", s.ID(), "error", err)
+		}
 		files.close()
 		release()
 		b.bury(wrapped)
@@ -205,6 +219,8 @@ func (b *sandboxes) Close(_ context.Context, id, reason string) error {
 type session struct {
 	*sandbox.Session
 	mounts tools.Mounts
+	plan   []planned
+	record *record // nil: none is kept
 
 	mu     sync.Mutex
 	reason string

@@ -48,6 +48,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("HOME", e.WorkDir+"/home")
 			e.Setenv("XDG_CACHE_HOME", e.WorkDir+"/cache")
 			e.Setenv("XDG_CONFIG_HOME", e.WorkDir+"/config")
+			e.Setenv("XDG_STATE_HOME", e.WorkDir+"/state")
 			e.Setenv("XDG_RUNTIME_DIR", run)
 			return nil
 		},
@@ -90,7 +91,7 @@ func lookPath(ts *testscript.TestScript, name string) string {
 
 func environ(ts *testscript.TestScript) []string {
 	var env []string
-	for _, name := range []string{"PATH", "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "TMPDIR", "GONDOLIN_IMAGE_AUTO_BUILD", "GONDOLIN_LIMITS_CPUS", "GONDOLIN_LIMITS_CPU"} {
+	for _, name := range []string{"PATH", "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "TMPDIR", "GONDOLIN_IMAGE_AUTO_BUILD", "GONDOLIN_LIMITS_CPUS", "GONDOLIN_LIMITS_CPU"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}
@@ -98,21 +99,23 @@ func environ(ts *testscript.TestScript) []string {
 	return env
 }
 
-// speakMCP is `mcp [-term] FILE args…`: it runs the server with args, sends the
+// speakMCP is `mcp [-term|-hup] FILE args…`: it runs the server with args, sends the
 // lines of FILE one after the other, waiting for the answer to each request, and
-// ends the input, or the server by a signal. Either way it must exit with 0. Every line of the output must be a JSON-RPC message; the answers are
-// kept in the file out, and what was logged in err.
+// ends the input, or the server by a signal. With -hup it sends that signal first, which
+// must make the server read its policy again. In the end it must exit with 0. Every line of
+// the output must be a JSON-RPC message; the answers are kept in the file out, and what was
+// logged in err.
 func speakMCP(ts *testscript.TestScript, neg bool, args []string) {
-	term := len(args) > 0 && args[0] == "-term"
-	if term {
+	term, hup := len(args) > 0 && args[0] == "-term", len(args) > 0 && args[0] == "-hup"
+	if term || hup {
 		args = args[1:]
 	}
 	if neg || len(args) < 1 {
-		ts.Fatalf("usage: mcp [-term] FILE args…")
+		ts.Fatalf("usage: mcp [-term|-hup] FILE args…")
 	}
 	cmd := exec.Command(lookPath(ts, "gondolin-mcp"), args[1:]...)
 	cmd.Dir, cmd.Env = ts.Getenv("WORK"), environ(ts)
-	var errOut strings.Builder
+	var errOut lockedText
 	cmd.Stderr = &errOut
 	stdin, err := cmd.StdinPipe()
 	ts.Check(err)
@@ -154,6 +157,12 @@ func speakMCP(ts *testscript.TestScript, neg bool, args []string) {
 			if id == m.ID {
 				break
 			}
+		}
+	}
+	if hup {
+		ts.Check(cmd.Process.Signal(syscall.SIGHUP))
+		for end := time.Now().Add(20 * time.Second); !strings.Contains(errOut.String(), "was read again") && time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond)
 		}
 	}
 	if term {

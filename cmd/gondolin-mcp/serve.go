@@ -45,17 +45,22 @@ func (a *app) serve(cmd *cobra.Command) error {
 
 	boxes := newSandboxes(ctx, config, log)
 	defer boxes.close()
+	boxes.pruneRecords()
 	server := tools.New(tools.Options{
 		Sandboxes:  boxes,
 		Logger:     log,
 		Version:    programVersion(),
 		Image:      boxes.images.describe(),
+		Policy:     policyView{boxes},
 		Mounts:     boxes.everyMount(),
 		Roots:      boxes.wantsRoots(),
 		User:       config.Session.User,
 		Limits:     atMost(config),
 		MaxTimeout: time.Duration(config.Exec.TimeoutMax),
 	})
+	boxes.ask = server.Ask
+	stop := a.watch(ctx, boxes)
+	defer stop()
 	log.Info("serving MCP on standard input and output", "version", programVersion(), "config", config.File(), "image", config.Image.Name)
 	// What is missing here is said in the log now and in the result of the first
 	// call. Ending instead would show in clients as a server that just died.
@@ -64,6 +69,9 @@ func (a *app) serve(cmd *cobra.Command) error {
 	}
 	if problem := ownerProblem(config); problem != "" {
 		log.Warn("some commands may not be able to write in mounts", "problem", problem)
+	}
+	for _, problem := range config.Warnings() {
+		log.Warn("probably not meant", "problem", problem)
 	}
 	boxes.prepare()
 	err = server.Serve(ctx, in, out)
@@ -76,6 +84,28 @@ func (a *app) serve(cmd *cobra.Command) error {
 	}
 	log.Info("ending", "reason", "the client closed the connection")
 	return nil
+}
+
+// watch takes up changes of the network policy until stop.
+func (a *app) watch(ctx context.Context, boxes *sandboxes) (stop func()) {
+	// For every other command, and until now, a hangup is the end.
+	signal.Reset(syscall.SIGHUP)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	tick := time.NewTicker(reloadEvery)
+	ctx, cancel := context.WithCancel(ctx)
+	r := a.newReloader(boxes.config, boxes.policies, boxes.log)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.run(ctx, hangup, tick.C)
+	}()
+	return func() {
+		cancel()
+		<-done
+		tick.Stop()
+		signal.Stop(hangup)
+	}
 }
 
 // newLogger makes the logger that the configuration asks for.

@@ -137,6 +137,9 @@ func (a *agent) serve(ctx context.Context, port *port) error {
 }
 
 func (a *agent) trust(m *wire.Trust) (any, *wire.Error) {
+	if err := setClock(m.UnixNano); err != nil {
+		return nil, badRequest("%v", err)
+	}
 	if err := trust(m, a.readonly); err != nil {
 		return nil, &wire.Error{Code: wire.CodeErrno, Errno: unix.ErrnoName(errnoOf(err)), Msg: err.Error()}
 	}

@@ -30,11 +30,18 @@ func freshen(h *wire.Freshen) error {
 	if len(h.Entropy) != wire.EntropySize {
 		return fmt.Errorf("the host sent %d bytes of entropy, not %d", len(h.Entropy), wire.EntropySize)
 	}
-	now := unix.NsecToTimespec(h.UnixNano)
+	if err := setClock(h.UnixNano); err != nil {
+		return err
+	}
+	return seed(h.Entropy)
+}
+
+func setClock(unixNano int64) error {
+	now := unix.NsecToTimespec(unixNano)
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &now); err != nil {
 		return fmt.Errorf("setting the clock: %w", err)
 	}
-	return seed(h.Entropy)
+	return nil
 }
 
 // seed credits entropy and makes the kernel use it at once; random(4).

@@ -219,7 +219,10 @@ type Mount struct {
 
 // Trust is whom the guest's programs shall trust; OpTrust. It comes once, before any command.
 type Trust struct {
-	CA []byte `cbor:"1,keyasint"` // PEM certificate for TLS
+	// UnixNano is the host's wall clock once more: this message was under way for less time
+	// than the Hello, which a machine may have been woken for.
+	UnixNano int64  `cbor:"3,keyasint"`
+	CA       []byte `cbor:"1,keyasint"` // PEM certificate for TLS
 	// KnownHosts are lines for OpenSSH's known_hosts, such as an @cert-authority.
 	KnownHosts string `cbor:"2,keyasint,omitempty"`
 }

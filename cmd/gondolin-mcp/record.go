@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gondolin-go/gondolin/configs"
+	"github.com/gondolin-go/gondolin/netguard"
+	"github.com/gondolin-go/gondolin/sandbox"
+	"github.com/gondolin-go/gondolin/sandbox/audit"
+)
+
+// record is the audit record of one session: what its network decides and what is run in
+// it. A nil one, and one that was not opened because none is kept, takes everything.
+type record struct {
+	audit configs.Audit
+
+	mu  sync.Mutex
+	log *audit.Log
+}
+
+var _ netguard.Recorder = (*record)(nil)
+
+func (r *record) open(session string) error {
+	if !r.audit.Enabled {
+		return nil
+	}
+	log, err := audit.OpenWith(r.audit.Dir, session, audit.Options{FileSize: int64(r.audit.FileSize) << 20, Files: r.audit.Files})
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.log = log
+	r.mu.Unlock()
+	return r.write(audit.Event{Kind: audit.KindSession, Detail: "started"})
+}
+
+// close ends the record with the reason for the session's end.
+func (r *record) close(reason string) error {
+	err := r.write(audit.Event{Kind: audit.KindSession, Detail: "ended", Reason: reason})
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.log == nil {
+		return nil
+	}
+	return errors.Join(err, r.log.Close())
+}
+
+func (r *record) write(e audit.Event) error {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	log := r.log
+	r.mu.Unlock()
+	if log == nil {
+		return nil
+	}
+	return log.Record(e)
+}
+
+// Record implements netguard.Recorder.
+func (r *record) Record(e netguard.Event) error {
+	return r.write(audit.Event{
+		Time: e.Time, Kind: audit.KindNetwork, Flow: e.Flow, Protocol: e.Protocol, Host: e.Host, Port: e.Port, Addr: e.Addr,
+		Method: e.Method, Path: e.Path, Command: e.Command, Status: e.Status, Verdict: e.Verdict, Rule: e.Rule, Reason: e.Reason, Remedy: e.Remedy,
+		Secrets: e.Secrets, Sent: e.Sent, Received: e.Received, Seconds: e.Duration.Seconds(), Done: e.Duration > 0 || e.Status > 0,
+	})
+}
+
+// runs records a command before it runs. What cannot be recorded does not run.
+func (r *record) runs(cmd sandbox.Command) error {
+	return r.write(audit.Event{Kind: audit.KindExec, Command: commandLine(cmd), Detail: "started"})
+}
+
+// ended records how a command came out.
+func (r *record) ended(cmd sandbox.Command, exit sandbox.Exit, err error) error {
+	e := audit.Event{
+		Kind: audit.KindExec, Exec: exit.ID, Command: commandLine(cmd), Status: exit.Code, Seconds: exit.Duration.Seconds(), Done: true, Detail: "ended",
+	}
+	switch {
+	case err != nil:
+		e.Verdict, e.Reason = audit.Error, err.Error()
+	case exit.TimedOut:
+		e.Detail = "timed out"
+	case exit.Signal != "":
+		e.Detail = "ended by " + exit.Signal
+	}
+	return r.write(e)
+}
+
+func commandLine(cmd sandbox.Command) string {
+	if cmd.Shell != "" {
+		return cmd.Shell
+	}
+	return strings.Join(cmd.Argv, " ")
+}
+
+// Run records the command before and after.
+func (s *session) Run(ctx context.Context, cmd sandbox.Command) (sandbox.Exit, error) {
+	if err := s.record.runs(cmd); err != nil {
+		return sandbox.Exit{}, notRecorded(err)
+	}
+	exit, err := s.Session.Run(ctx, cmd)
+	if rerr := s.record.ended(cmd, exit, err); rerr != nil && err == nil {
+		err = notRecorded(rerr)
+	}
+	return exit, err
+}
+
+// StartJob records the command. Its end is not recorded.
+func (s *session) StartJob(ctx context.Context, cmd sandbox.Command) (sandbox.Job, error) {
+	if err := s.record.runs(cmd); err != nil {
+		return sandbox.Job{}, notRecorded(err)
+	}
+	return s.Session.StartJob(ctx, cmd)
+}
+
+// notRecordedError is an audit record that cannot be written.
+type notRecordedError struct{ error }
+
+func (e notRecordedError) Error() string {
+	return "the audit record cannot be written, and what is not recorded does not happen: " + e.error.Error() + ". Ask the user to look after it (audit.dir in the configuration of gondolin-mcp)."
+}
+
+func (e notRecordedError) Unwrap() error { return e.error }
+
+func notRecorded(err error) error { return notRecordedError{err} }
+
+// pruneRecords removes records that are older than they are kept.
+func (b *sandboxes) pruneRecords() {
+	a := b.config.Audit
+	if !a.Enabled || a.Keep == configs.Never {
+		return
+	}
+	n, err := audit.Prune(a.Dir, time.Now().Add(-time.Duration(a.Keep)))
+	if err != nil {
+		b.log.Warn("removing old audit records", "error", err)
+	}
+	if n > 0 {
+		b.log.Info("removed old audit records", "sessions", n, "older_than", a.Keep)
+	}
+}
