@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 clients of these tests speak HTTP/2 in ways that net/http does not offer
+
 package netguard
 
 import (

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -25,9 +24,8 @@ type webConn struct {
 	strict *strict // in, for HTTP/1
 	out    *webWriter
 
-	requests atomic.Int64
-	over     chan struct{} // closed when the server has let go
-	once     sync.Once
+	over chan struct{} // closed when the server has let go
+	once sync.Once
 }
 
 func (c *webConn) Read(p []byte) (int, error)  { return c.in.Read(p) }

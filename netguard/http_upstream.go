@@ -69,7 +69,6 @@ type upstream struct {
 	key   upstreamKey
 	addr  netip.Addr // invalid if a proxy's: then the name is all that is judged
 	idle  bool
-	since time.Time
 	timer *time.Timer
 }
 
