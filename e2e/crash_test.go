@@ -37,7 +37,7 @@ func entries(t *testing.T, dir string) []string {
 
 func TestDeathOfQEMUIsToldAndLeavesNothing(t *testing.T) {
 	dir := runtimeDir(t)
-	s := newSession(t, newHost(t, sandbox.HostOptions{RuntimeDir: dir}), sandbox.Options{})
+	s := newSession(t, newHost(t, sandbox.HostOptions{RuntimeDir: dir, NoTemplates: true}), sandbox.Options{})
 	p, err := s.Start(t.Context(), sandbox.Command{Argv: []string{"sleep", "1000"}})
 	require.NoError(t, err)
 	require.NoError(t, syscall.Kill(qemuPID(t, dir, s), syscall.SIGKILL))
@@ -59,7 +59,7 @@ func TestPowerOffByTheGuestIsToldWithTheConsole(t *testing.T) {
 
 func TestBootThatCannotFinishIsToldWithTheConsoleAndLeavesNothing(t *testing.T) {
 	dir := runtimeDir(t)
-	h := newHost(t, sandbox.HostOptions{RuntimeDir: dir, BootTimeout: 20 * time.Second})
+	h := newHost(t, sandbox.HostOptions{RuntimeDir: dir, BootTimeout: 20 * time.Second, NoTemplates: true})
 	image := bootable(defaultImage(t))
 	image.RootDisk = filepath.Join(t.TempDir(), "no-filesystem")
 	require.NoError(t, os.WriteFile(image.RootDisk, make([]byte, 1<<20), 0o644))

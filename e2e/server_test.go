@@ -207,7 +207,7 @@ func TestSessionsAreSeparateAndCanBeReset(t *testing.T) {
 }
 
 func TestKilledServerLeavesNothing(t *testing.T) {
-	s := startServer(t, nil)
+	s := startServer(t, nil, "--templates=false")
 	s.call(t, "exec", object{"argv": []string{"sleep", "1000"}, "background": true}, nil)
 	base := filepath.Join(s.runtime, "gondolin")
 	require.Len(t, entries(t, base), 1)
