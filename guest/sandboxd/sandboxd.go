@@ -28,6 +28,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gondolin-go/gondolin/guest/port"
 	"github.com/gondolin-go/gondolin/guest/sandboxfs"
 	"github.com/gondolin-go/gondolin/guest/wire"
 )
@@ -54,16 +55,16 @@ func run(ctx context.Context, version string) error {
 	if err != nil {
 		return err
 	}
-	port, err := waitPort(wire.PortControl)
+	control, err := port.Wait(wire.PortControl)
 	if err != nil {
 		return err
 	}
 	a := &agent{readonly: readonly, announce: wire.Announce{Version: wire.Version, Agent: version, Kernel: kernelRelease()}, procs: newTable()}
 	for {
-		if err := a.handshake(port); err != nil {
+		if err := a.handshake(control); err != nil {
 			return err
 		}
-		if err := a.serve(ctx, port); err != nil {
+		if err := a.serve(ctx, control); err != nil {
 			return err
 		}
 	}
@@ -78,14 +79,14 @@ func kernelRelease() string {
 }
 
 // handshake announces the guest until a host has answered, and applies the answer.
-func (a *agent) handshake(port *port) error {
+func (a *agent) handshake(control *port.Port) error {
 	for {
 		// The write waits until a host has opened the port.
-		if err := wire.WriteHandshake(port, a.announce); err != nil {
+		if err := wire.WriteHandshake(control, a.announce); err != nil {
 			return fmt.Errorf("announcing: %w", err)
 		}
 		var h wire.Hello
-		if err := wire.ReadHandshake(port, &h); err != nil {
+		if err := wire.ReadHandshake(control, &h); err != nil {
 			continue // the host closed the port again
 		}
 		err := a.apply(&h)
@@ -93,7 +94,7 @@ func (a *agent) handshake(port *port) error {
 		if err != nil {
 			ready.Err = err.Error()
 		}
-		if werr := wire.WriteHandshake(port, ready); werr != nil {
+		if werr := wire.WriteHandshake(control, ready); werr != nil {
 			return fmt.Errorf("answering the hello: %w", werr)
 		}
 		if err != nil {
@@ -121,8 +122,8 @@ func (a *agent) apply(h *wire.Hello) error {
 }
 
 // serve answers requests until the host closes the port.
-func (a *agent) serve(ctx context.Context, port *port) error {
-	mux, err := wire.Server(port)
+func (a *agent) serve(ctx context.Context, control *port.Port) error {
+	mux, err := wire.Server(control)
 	if err != nil {
 		return err
 	}

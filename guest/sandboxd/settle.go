@@ -269,17 +269,3 @@ func loopbackUp() error {
 	}
 	return nil
 }
-
-// waitPort waits for the port's device, which its driver makes while pid1 runs.
-func waitPort(name string) (*port, error) {
-	deadline := time.Now().Add(10 * time.Second)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		p, err := openPort(name)
-		if err == nil || time.Now().After(deadline) {
-			return p, err
-		}
-		<-tick.C
-	}
-}

@@ -10,11 +10,11 @@ import (
 	"os"
 	"runtime"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/gondolin-go/gondolin/guest/fsport"
+	"github.com/gondolin-go/gondolin/guest/port"
 	"github.com/gondolin-go/gondolin/guest/wire"
 )
 
@@ -38,7 +38,7 @@ func run() error {
 	// comes back and finds another's wait in its place waits for the runtime's monitor,
 	// which can take milliseconds.
 	runtime.GOMAXPROCS(4)
-	p, err := waitPort(wire.PortFS)
+	p, err := port.Wait(wire.PortFS)
 	if err != nil {
 		return err
 	}
@@ -48,9 +48,9 @@ func run() error {
 // Serve serves the hosts that begin on the stream fd, a port or a socket in
 // blocking mode, one after another, with the file system at dir, whose parent
 // becomes the process's working directory. It returns when fd is broken.
-func Serve(dir string, fd int) error { return serve(dir, &port{fd}, func() {}) }
+func Serve(dir string, fd int) error { return serve(dir, port.New(fd), func() {}) }
 
-func serve(dir string, p *port, ready func()) (err error) {
+func serve(dir string, p *port.Port, ready func()) (err error) {
 	m, err := newMounter(dir)
 	if err != nil {
 		return err
@@ -70,7 +70,7 @@ func serve(dir string, p *port, ready func()) (err error) {
 }
 
 // session serves one host, and returns what was read of the next.
-func session(m *mounter, p *port, nonce []byte) (seen []byte, err error) {
+func session(m *mounter, p *port.Port, nonce []byte) (seen []byte, err error) {
 	fuse, err := m.mount()
 	if err != nil {
 		return nil, err
@@ -108,7 +108,7 @@ func session(m *mounter, p *port, nonce []byte) (seen []byte, err error) {
 
 // knocking is the port while no host has begun: at its end of file it waits until
 // a host opens it.
-type knocking struct{ p *port }
+type knocking struct{ p *port.Port }
 
 func (k knocking) Read(b []byte) (int, error) {
 	for {
@@ -119,19 +119,5 @@ func (k knocking) Read(b []byte) (int, error) {
 		if _, err := k.p.Write([]byte{fsport.Knock}); err != nil {
 			return 0, err
 		}
-	}
-}
-
-// waitPort waits for the port's device, which its driver makes while pid1 runs.
-func waitPort(name string) (*port, error) {
-	deadline := time.Now().Add(10 * time.Second)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		p, err := openPort(name)
-		if err == nil || time.Now().After(deadline) {
-			return p, err
-		}
-		<-tick.C
 	}
 }

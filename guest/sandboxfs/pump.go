@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gondolin-go/gondolin/guest/fsport"
+	"github.com/gondolin-go/gondolin/guest/port"
 )
 
 // outHeader is the size of struct fuse_out_header: length, error, unique.
@@ -19,7 +20,7 @@ const outHeader = 16
 const maxNotes = 4096
 
 // requests carries the kernel's requests to the port until either ends.
-func requests(fuse int, p *port) {
+func requests(fuse int, p *port.Port) {
 	buf := make([]byte, fsport.MaxFrame)
 	for {
 		n, err := unix.Read(fuse, buf)
@@ -38,7 +39,7 @@ func requests(fuse int, p *port) {
 
 // replies carries the host's frames to the kernel until the port or the FUSE
 // connection ends, and returns what is no frame: a next host's beginning.
-func replies(fuse int, p *port, notes chan<- []byte) []byte {
+func replies(fuse int, p *port.Port, notes chan<- []byte) []byte {
 	// Room for a frame and the beginning of the next: a read never has to stop short.
 	buf := make([]byte, fsport.MaxFrame+64<<10)
 	at, have := 0, 0 // the unused part of buf

@@ -1,6 +1,8 @@
 //go:build linux
 
-package sandboxd
+// Package port opens the machine's virtio-serial ports (drivers/char/virtio_console.c), for
+// the parts of the guest that speak on one.
+package port
 
 import (
 	"fmt"
@@ -8,16 +10,35 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// port is a virtio-serial port in blocking mode: one system call a transfer,
-// and no poller between the interrupt and the reader. While the host's side is
-// closed a read is at end of file at once and a write waits.
-type port struct{ fd int }
+// Port is a virtio-serial port in blocking mode: one system call a transfer, and no
+// poller between the interrupt and the reader. While the host's side is closed a read is at
+// end of file at once and a write waits. A read gives 4 KiB at most and a write takes 32 KiB
+// at most: so the driver has it.
+type Port struct{ fd int }
 
-func openPort(name string) (*port, error) {
+// New returns the port, or socket in blocking mode, that is open on fd.
+func New(fd int) *Port { return &Port{fd} }
+
+// Wait opens a port when its device is there, which its driver makes while pid1 runs.
+func Wait(name string) (*Port, error) {
+	deadline := time.Now().Add(10 * time.Second)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		p, err := open(name)
+		if err == nil || time.Now().After(deadline) {
+			return p, err
+		}
+		<-tick.C
+	}
+}
+
+func open(name string) (*Port, error) {
 	names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
 	if err != nil {
 		return nil, err
@@ -32,12 +53,12 @@ func openPort(name string) (*port, error) {
 		if err != nil {
 			return nil, fmt.Errorf("opening port %s at %s: %w", name, dev, err)
 		}
-		return &port{fd}, nil
+		return &Port{fd}, nil
 	}
 	return nil, fmt.Errorf("the machine has no virtio-serial port %s", name)
 }
 
-func (p *port) Read(b []byte) (int, error) {
+func (p *Port) Read(b []byte) (int, error) {
 	for {
 		n, err := unix.Read(p.fd, b)
 		switch {
@@ -52,7 +73,7 @@ func (p *port) Read(b []byte) (int, error) {
 	}
 }
 
-func (p *port) Write(b []byte) (int, error) {
+func (p *Port) Write(b []byte) (int, error) {
 	done := 0
 	for done < len(b) {
 		n, err := unix.Write(p.fd, b[done:])
@@ -69,4 +90,4 @@ func (p *port) Write(b []byte) (int, error) {
 
 // Close does nothing: the port serves the next connection, and a read that
 // waits in it ends when the host closes its side.
-func (p *port) Close() error { return nil }
+func (p *Port) Close() error { return nil }
