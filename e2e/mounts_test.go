@@ -297,7 +297,9 @@ func TestHostileFramesOfTheMountsHarmOnlyTheirOwnSession(t *testing.T) {
 	}()
 	idle := descriptorsOf(t)
 	most := 0
-	for began := time.Now(); time.Since(began) < seconds*time.Second; time.Sleep(200 * time.Millisecond) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); time.Since(began) < seconds*time.Second; <-tick.C {
 		require.Equal(t, "fine", sh(t, quiet, "echo fine"))
 		most = max(most, rss(t, os.Getpid()))
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -173,7 +174,12 @@ func TestARequestOnAConnectionThatDiedIdleIsRepeatedIfThatDoesNoHarm(t *testing.
 }
 
 func TestIdleConnectionsToServersAreBounded(t *testing.T) {
-	s := plainServer(t, func(w http.ResponseWriter, _ *http.Request) { time.Sleep(20 * time.Millisecond) })
+	var together sync.WaitGroup // every request needs a connection of its own
+	together.Add(40)
+	s := plainServer(t, func(http.ResponseWriter, *http.Request) {
+		together.Done()
+		together.Wait()
+	})
 	r := newRig(t, rigOptions{rules: allowAll("example.com")})
 	r.serve("example.com:80", s)
 	ends := make(chan struct{}, 40)

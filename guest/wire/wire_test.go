@@ -144,8 +144,10 @@ func TestHalfAFrameHoldsNoReaderBeyondItsDeadline(t *testing.T) {
 	here, there := net.Pipe()
 	mux, err := Client(here)
 	require.NoError(t, err)
+	arrived := make(chan struct{})
 	go func() { // the peer takes what comes and sends half a frame for stream 1
 		_, _ = there.Write([]byte{0, muxData, 0, 0, 0, 0, 0, 1, 0, 6, 0, 0, 'h', 'a', 'l', 'f'})
+		close(arrived) // a pipe's write ends when all of it was read
 		_, _ = io.Copy(io.Discard, there)
 	}()
 	s, err := mux.OpenStream()
@@ -155,7 +157,7 @@ func TestHalfAFrameHoldsNoReaderBeyondItsDeadline(t *testing.T) {
 		_, err := s.Read(make([]byte, 10))
 		answered <- err
 	}()
-	time.Sleep(50 * time.Millisecond) // the half frame arrives; earlier is fine too
+	<-arrived
 	require.NoError(t, s.SetDeadline(time.Unix(1, 0)))
 	select {
 	case err := <-answered:
