@@ -199,9 +199,10 @@ func (h *Host) templateKey(c *qemu.Config, diskMiB int) (string, error) {
 	machine.Name, machine.Memory = "template", qemu.MemoryShared
 	sum := sha256.New()
 	fmt.Fprintln(sum, "gondolin template 1", h.qemuPath, h.qemuVersion, hostCPU(), diskMiB)
-	for _, path := range []string{c.Binary, c.Kernel, c.Initramfs, c.RootDisk} {
-		// Images and initramfs are immutable and named by their content; a digest
-		// of half a gigabyte for each session would be dear.
+	fmt.Fprintln(sum, c.Initramfs) // named by its content, and made again when it was removed
+	for _, path := range []string{c.Binary, c.Kernel, c.RootDisk} {
+		// Images are immutable and named by their content; a digest of half a
+		// gigabyte for each session would be dear.
 		st, err := os.Stat(path)
 		if err != nil {
 			return "", err

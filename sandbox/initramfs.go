@@ -5,8 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"github.com/google/renameio/v2"
 	"github.com/u-root/u-root/pkg/cpio"
@@ -68,5 +71,31 @@ func initramfs(cacheDir, modules string) (string, error) {
 	if err := renameio.WriteFile(path, b.Bytes(), 0o644, renameio.IgnoreUmask()); err != nil {
 		return "", fmt.Errorf("writing the initramfs: %w", err)
 	}
+	pruneInitramfs(dir, path)
 	return path, nil
+}
+
+// keptInitramfs is how many initramfs are kept: one for each image and version of the
+// agent in use. One that is missed is made again.
+const keptInitramfs = 8
+
+// pruneInitramfs removes the oldest initramfs when there are too many, but none that
+// another process may just be about to open.
+func pruneInitramfs(dir, made string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	var old []fs.FileInfo
+	for _, e := range entries {
+		if st, err := e.Info(); err == nil && st.Mode().IsRegular() && e.Name() != filepath.Base(made) {
+			old = append(old, st)
+		}
+	}
+	slices.SortFunc(old, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
+	for _, st := range old[min(keptInitramfs-1, len(old)):] {
+		if time.Since(st.ModTime()) > time.Minute {
+			_ = os.Remove(filepath.Join(dir, st.Name()))
+		}
+	}
 }

@@ -242,11 +242,30 @@ func (s *Store) collect(building string) {
 	}
 	entries, _ := os.ReadDir(s.dir)
 	for _, e := range entries {
+		if key, ok := strings.CutSuffix(e.Name(), lockSuffix); ok && key != building {
+			s.removeLock(key)
+			continue
+		}
 		// A build takes seconds; one that is an hour old is dead.
 		if st, err := e.Info(); err == nil && strings.HasPrefix(e.Name(), tempPrefix) && time.Since(st.ModTime()) > time.Hour {
 			_ = os.RemoveAll(filepath.Join(s.dir, e.Name()))
 		}
 	}
+}
+
+// removeLock removes the lock of a template that does not exist and that nobody builds. Who
+// opened it just before builds once too often, and harms nobody.
+func (s *Store) removeLock(key string) {
+	if _, err := os.Stat(filepath.Join(s.dir, key)); err == nil {
+		return
+	}
+	path := filepath.Join(s.dir, key+lockSuffix)
+	lock := flock.New(path)
+	if ok, err := lock.TryLock(); err != nil || !ok {
+		return
+	}
+	_ = os.Remove(path)
+	_ = lock.Close()
 }
 
 func short(key string) string { return key[:min(len(key), 12)] }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
@@ -217,4 +218,23 @@ func TestOldTemplatesMakeRoomForNewOnes(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.LessOrEqual(t, len(entries), 1)
+}
+
+// Builds that were broken off leave a lock; the next build of anything removes it, and none that is held.
+func TestLocksOfTemplatesThatDoNotExistAreCollected(t *testing.T) {
+	dir := t.TempDir()
+	s := newStore(t, dir)
+	stale, held := filepath.Join(dir, "stale"+lockSuffix), filepath.Join(dir, "held"+lockSuffix)
+	require.NoError(t, os.WriteFile(stale, nil, 0o600))
+	lock := flock.New(held)
+	ok, err := lock.TryLock()
+	require.NoError(t, err)
+	require.True(t, ok)
+	defer lock.Close()
+	built, err := s.Build(t.Context(), "key", size, makeOne("a"))
+	require.NoError(t, err)
+	defer built.Close()
+	require.NoFileExists(t, stale)
+	require.FileExists(t, held)
+	require.FileExists(t, filepath.Join(dir, "key"+lockSuffix))
 }
