@@ -95,13 +95,9 @@ func (n *memNode) touch() {
 func (n *memNode) Lookup(_ context.Context, name string) (Node, error) {
 	n.m.mu.RLock()
 	defer n.m.mu.RUnlock()
-	d, err := n.asDir()
+	child, err := n.child(name)
 	if err != nil {
 		return nil, err
-	}
-	child := d.get(name)
-	if child == nil {
-		return nil, syscall.ENOENT
 	}
 	return child, nil
 }
@@ -235,17 +231,25 @@ func (n *memNode) unref(child *memNode) {
 	child.drop()
 }
 
+// child returns the node called name in a directory; the lock is held.
+func (n *memNode) child(name string) (*memNode, error) {
+	d, err := n.asDir()
+	if err != nil {
+		return nil, err
+	}
+	if c := d.get(name); c != nil {
+		return c, nil
+	}
+	return nil, syscall.ENOENT
+}
+
 func (n *memNode) Unlink(_ context.Context, name string) error {
 	n.m.mu.Lock()
 	defer n.m.mu.Unlock()
-	d, err := n.asDir()
-	if err != nil {
-		return err
-	}
-	child := d.get(name)
+	child, err := n.child(name)
 	switch {
-	case child == nil:
-		return syscall.ENOENT
+	case err != nil:
+		return err
 	case child.dir != nil:
 		return syscall.EISDIR
 	}
@@ -256,14 +260,10 @@ func (n *memNode) Unlink(_ context.Context, name string) error {
 func (n *memNode) Rmdir(_ context.Context, name string) error {
 	n.m.mu.Lock()
 	defer n.m.mu.Unlock()
-	d, err := n.asDir()
-	if err != nil {
-		return err
-	}
-	child := d.get(name)
+	child, err := n.child(name)
 	switch {
-	case child == nil:
-		return syscall.ENOENT
+	case err != nil:
+		return err
 	case child.dir == nil:
 		return syscall.ENOTDIR
 	case len(child.dir.names) > 0:
