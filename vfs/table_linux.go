@@ -49,8 +49,10 @@ func versionOf(a Attr) version {
 	return version{a.Mtime.UnixNano(), a.Ctime.UnixNano(), a.Size, a.Mode, a.Nlink, a.UID, a.GID}
 }
 
-// maxNames is how many names of a file are remembered; few have more hard links.
-const maxNames = 8
+// maxNames is how many names of a file are remembered, and so, with maxNodes, how many there
+// are in all: a guest can make hard links without end. What is known by more names is
+// believed for a shorter time anyway (see fillEntry).
+const maxNames = 2
 
 // key is what makes two Nodes the same file.
 type key struct{ mount, ino uint64 }
