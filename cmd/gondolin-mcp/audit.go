@@ -59,7 +59,7 @@ func (a *app) auditVerify() *cobra.Command {
 	var asJSON bool
 	cmd := a.withFlags(&cobra.Command{
 		Use: "verify", Short: "Find out whether a record was changed or cut",
-		Long: `Check the chain of every record and end with 1 if one is broken. A record is closed,
+		Long: `Check the chain of every record and end with 1 if one is broken or if there is none. A record is closed,
 running (its session is), or unfinished: its session was killed, or the end of the record
 was cut off.`,
 		Args: arguments(0, 0),
@@ -100,8 +100,13 @@ was cut off.`,
 				}
 				_, err = fmt.Fprintln(out)
 			}
-			if err == nil && broken > 0 {
+			switch {
+			case err != nil:
+			case broken > 0:
 				err = fmt.Errorf("%s broken of %d", counted(broken, "record"), len(results))
+			case len(results) == 0:
+				// Nothing to check is not the same as all is well: somebody may have removed it.
+				err = fmt.Errorf("there is no audit record in %s: nothing was verified", dir)
 			}
 			return err
 		},
