@@ -1,7 +1,10 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -132,6 +135,32 @@ func TestDamagedTemplateOnDiskIsBuiltAgainWhileSessionsBoot(t *testing.T) {
 		defer s.Close()
 		return s.Info().Origin == sandbox.OriginCloned
 	})
+}
+
+// A template whose digests are right and from which no machine comes to life, as after a
+// change of the host that the key does not know of.
+func TestTemplateThatDoesNotWorkIsRemovedAndTheSessionBoots(t *testing.T) {
+	cache, runtime := cacheOfOwn(t), runtimeDir(t)
+	require.NoError(t, templated(t, sandbox.HostOptions{CacheDir: cache}, small).Close())
+	dirs, err := filepath.Glob(filepath.Join(cache, "templates", "*", "state"))
+	require.NoError(t, err)
+	require.Len(t, dirs, 1)
+	state, err := os.ReadFile(dirs[0])
+	require.NoError(t, err)
+	old, broken := sha256.Sum256(state), append(make([]byte, 1000), state[1000:]...)
+	now := sha256.Sum256(broken)
+	require.NoError(t, os.WriteFile(dirs[0], broken, 0o600))
+	manifest := filepath.Join(filepath.Dir(dirs[0]), "manifest.json")
+	b, err := os.ReadFile(manifest)
+	require.NoError(t, err)
+	require.Contains(t, string(b), hex.EncodeToString(old[:]))
+	require.NoError(t, os.WriteFile(manifest, bytes.ReplaceAll(b, []byte(hex.EncodeToString(old[:])), []byte(hex.EncodeToString(now[:]))), 0o600))
+
+	s := newSession(t, newHost(t, sandbox.HostOptions{CacheDir: cache, RuntimeDir: runtime}), small)
+	require.Equal(t, sandbox.OriginBooted, s.Info().Origin)
+	require.Equal(t, "works", sh(t, s, "echo works"))
+	require.NoDirExists(t, filepath.Dir(dirs[0]), "the next process must not try it too")
+	require.Len(t, entries(t, runtime), 1, "nothing of the failed clone is left")
 }
 
 // cacheOfOwn is a cache directory without templates.

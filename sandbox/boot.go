@@ -106,7 +106,11 @@ func (h *Host) bootAny(ctx context.Context, s *Session, c qemu.Config) error {
 		verdict, proven := verdicts.Get(a)
 		unproven := i < len(list)-1 && (!proven || !verdict.Works)
 		c.Accelerator, c.Verbose = a, unproven
-		err = h.bootOnce(ctx, s, c, start{unproven: unproven})
+		var scratch *os.File
+		if scratch, err = h.scratchFor(ctx, s, &c, nil); err != nil {
+			return err // the disk's fault, and not the accelerator's
+		}
+		err = h.bootOnce(ctx, s, c, start{unproven: unproven, scratch: scratch})
 		if err == nil {
 			if unproven {
 				remember(a, qemu.Verdict{Works: true})
@@ -152,41 +156,50 @@ func (h *Host) clone(ctx context.Context, s *Session, c qemu.Config) error {
 		return errNoTemplate
 	}
 	defer t.Close()
-	err := h.bootOnce(ctx, s, c, start{template: t})
+	scratch, err := h.scratchFor(ctx, s, &c, t)
+	if err != nil {
+		return err
+	}
+	err = h.bootOnce(ctx, s, c, start{template: t, scratch: scratch})
 	if err == nil {
 		s.origin = OriginCloned
 	} else if ctx.Err() == nil {
 		h.clones.discard(key)
-		s.log.Warn("the template failed: booting instead, for the next sessions too", "err", err)
+		s.log.Warn("the template did not work and was removed: booting instead", "err", err)
 	}
 	return err
+}
+
+// scratchFor returns the scratch disk of a session's machine, which the machine closes; nil if it has none.
+func (h *Host) scratchFor(ctx context.Context, s *Session, c *qemu.Config, t *template.Template) (*os.File, error) {
+	switch {
+	case !c.Scratch:
+		return nil, nil
+	case t != nil:
+		return cloneScratch(h.opts.CacheDir, t.Disk())
+	}
+	return newScratch(ctx, h.opts.CacheDir, s.opts.Limits.DiskMiB)
 }
 
 // start says how a machine's life begins.
 type start struct {
 	unproven bool               // nobody knows yet whether the accelerator works
 	template *template.Template // to clone; nil: boot
+	scratch  *os.File           // see scratchFor
 }
 
 // bootOnce starts one machine. On failure nothing of it is left.
 func (h *Host) bootOnce(ctx context.Context, s *Session, c qemu.Config, from start) (err error) {
-	o := qemu.Options{Dir: s.dir.path, Logger: s.log, OnEvent: s.onEvent}
+	o := qemu.Options{Dir: s.dir.path, Scratch: from.scratch, Logger: s.log, OnEvent: s.onEvent}
 	if from.template != nil {
 		if o.State, err = from.template.State(); err != nil {
+			if from.scratch != nil {
+				from.scratch.Close()
+			}
 			return err
 		}
 		defer o.State.Close()
 		c.Memory, o.Memory = qemu.MemoryClone, from.template.Memory()
-	}
-	switch {
-	case !c.Scratch:
-	case from.template != nil:
-		o.Scratch, err = cloneScratch(h.opts.CacheDir, from.template.Disk())
-	default:
-		o.Scratch, err = newScratch(ctx, h.opts.CacheDir, s.opts.Limits.DiskMiB)
-	}
-	if err != nil {
-		return err
 	}
 	vm, err := qemu.Start(ctx, c, o)
 	if err != nil {

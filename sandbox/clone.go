@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -30,6 +31,7 @@ const (
 // cloner makes the templates of a host and remembers those in use.
 type cloner struct {
 	store *template.Store // nil: this host boots every session
+	log   *slog.Logger
 
 	mu     sync.Mutex
 	slots  map[string]*slot
@@ -46,7 +48,7 @@ type slot struct {
 }
 
 func newCloner(o HostOptions) (*cloner, error) {
-	c := &cloner{slots: map[string]*slot{}}
+	c := &cloner{slots: map[string]*slot{}, log: o.Logger}
 	if o.NoTemplates {
 		return c, nil
 	}
@@ -162,13 +164,17 @@ func (c *cloner) putLocked(sl *slot, t *template.Template) {
 	}
 }
 
-// discard forgets a template that a session could not be cloned from.
+// discard forgets a template that no session could be cloned from, and removes it, so that
+// the next process does not try it too. It is built again after retryBuild.
 func (c *cloner) discard(key string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if sl := c.slots[key]; sl != nil {
 		sl.drop()
 		sl.failed = time.Now()
+	}
+	if _, err := c.store.Remove(func(i template.Info) bool { return i.Key == key }); err != nil {
+		c.log.Warn("removing a template that does not work", "err", err)
 	}
 }
 

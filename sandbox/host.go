@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -159,12 +158,20 @@ func (h *Host) Create(ctx context.Context, o Options) (*Session, error) {
 		s, err = h.boot(ctx, o)
 	}
 	if err == nil {
-		if err = errors.Join(s.attachNetwork(ctx), s.attachMounts(ctx)); err != nil {
-			s.end("its network or its mounts did not come up")
+		// From here on its machine may die and its connection break.
+		s.work(s.watch)
+		if err = s.attachNetwork(ctx); err == nil {
+			err = s.attachMounts(ctx)
+		}
+		if err != nil {
+			s.end("its network or its mounts did not come up: " + firstLine(err.Error()))
 		}
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if err == nil && s.Info().State == StateClosed {
+		err = s.closedError() // its end has not found it among the sessions
+	}
 	if err != nil {
 		h.slots--
 		if h.closed {
@@ -173,7 +180,6 @@ func (h *Host) Create(ctx context.Context, o Options) (*Session, error) {
 		return nil, err
 	}
 	h.sessions[s.id] = s
-	s.workers.Go(s.watch)
 	return s, nil
 }
 
