@@ -78,6 +78,7 @@ type node struct {
 
 type state struct {
 	depth   int32 // length of the prefix
+	open    int32 // length of its longest suffix, itself included, with which a longer pattern goes on
 	found   int32 // index of the pattern that it is, or -1
 	shorter int32 // index of the state of its longest suffix that is a pattern, or -1
 }
@@ -177,7 +178,10 @@ func (a *automaton) build(tree []branch) {
 	for i, b := range order {
 		br := &tree[b]
 		suffix := a.index(back[i])
-		st := state{depth: br.depth, found: br.found, shorter: -1}
+		st := state{depth: br.depth, open: br.depth, found: br.found, shorter: -1}
+		if br.child == 0 {
+			st.open = a.states[suffix].open // nothing comes after the whole
+		}
 		if i > 0 {
 			if st.shorter = int32(suffix); a.states[suffix].found < 0 {
 				st.shorter = a.states[suffix].shorter
@@ -257,6 +261,9 @@ func (a *automaton) step(at uint32, class uint8) uint32 {
 
 // depth is the length of the prefix at a position.
 func (a *automaton) depth(at uint32) int { return int(a.states[a.index(at)].depth) }
+
+// open is how much of what was read at a position may yet become a pattern.
+func (a *automaton) open(at uint32) int { return int(a.states[a.index(at)].open) }
 
 // ends calls f for every pattern that ends at a position, longest first.
 func (a *automaton) ends(at uint32, f func(*pattern)) {

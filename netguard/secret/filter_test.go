@@ -272,3 +272,19 @@ func BenchmarkFilter(b *testing.B) {
 		}
 	}
 }
+
+// A server that sends events, or a gRPC message, may say nothing for long after one that ends in a secret.
+func TestAMessageThatEndsInASecretIsNotHeldBack(t *testing.T) {
+	value := "sk-0123456789abcdefghijklmnopqrstuv"
+	for name, text := range map[string]string{
+		"as it is": value, "in base64": base64.StdEncoding.EncodeToString([]byte(value + ".")), "escaped": strings.Replace(value, "-", "%2D", 1),
+	} {
+		f := replacing(value)
+		out, err := f.Append(nil, []byte("data: "+text))
+		require.NoError(t, err)
+		rest, err := f.Close(nil)
+		require.NoError(t, err)
+		assert.Empty(t, string(rest), name)
+		assert.NotContains(t, string(out), value[4:], name)
+	}
+}

@@ -188,7 +188,7 @@ func (s *scanner) held(soft int) int64 {
 		if i > 0 && s.live&(1<<i) == 0 {
 			continue
 		}
-		d := s.depth(i)
+		d := s.a.open(*s.place(i))
 		if d > soft {
 			from = min(from, s.start(i, d))
 		}
