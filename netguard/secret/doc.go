@@ -43,7 +43,7 @@
 // negotiated for hosts that have a secret.
 //
 // Where value and placeholder are equally long, which is the default for values of 24 to
-// 256 bytes, replacing keeps all lengths ([Set.KeepsLength]).
+// 256 bytes, replacing keeps lengths (for what exactly: [Set.KeepsLength]).
 //
 // # Streams
 //

@@ -179,7 +179,9 @@ func (s *Set) value(ctx context.Context, i int) (string, error) {
 
 // KeepsLength says whether every value is as long as its placeholder, so that
 // replacing one by the other keeps Content-Length and the lengths within a message
-// (gRPC, WebSocket frames, protobuf) as they are.
+// (gRPC, WebSocket frames, protobuf) as they are. It speaks of values that stand there as they
+// are or in base64: one that a server wrote with percent or JSON escapes becomes shorter,
+// and an answer whose announced length is wrong by that breaks off.
 func (s *Set) KeepsLength() bool {
 	if s.Empty() {
 		return true
