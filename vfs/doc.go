@@ -48,7 +48,9 @@
 // changes on the host shows after that at the latest. Opening a file compares it with
 // what the guest was told last, and drops the guest's cached content if it differs. A root
 // that is a Watcher has changes told at once, and while it tells of every change the
-// timeouts are ten seconds: what the guest did itself it need not ask for. There is no writeback cache: each
+// timeouts are ten seconds: what the guest did itself it need not ask for. The reply to a request that
+// changed a file or directory goes behind a note with its attributes (fsport.Note), for the same
+// time, since the kernel forgets them and asks. There is no writeback cache: each
 // write reaches the provider before write(2) returns, and O_APPEND appends to what the
 // host wrote meanwhile. Mount.Private turns the timeouts into an hour for files that nobody
 // else changes.

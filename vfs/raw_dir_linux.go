@@ -79,6 +79,7 @@ func (r *raw) make(in *fuse.InHeader, name string, out *fuse.EntryOut, op func(c
 func (r *raw) touched(ctx context.Context, dir *entry) {
 	if a, err := dir.node.Attr(ctx); err == nil {
 		r.t.saw(dir, a)
+		r.note(ctx, dir, a)
 	}
 }
 

@@ -154,6 +154,7 @@ func (r *raw) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, f
 	}
 	if a, err := h.file.Attr(ctx); err == nil {
 		r.t.saw(h.e, a) // the kernel has these bytes, and asks for the attributes anew
+		r.note(ctx, h.e, a)
 	}
 	return uint32(min(max(n, 0), len(data))), fuse.OK
 }

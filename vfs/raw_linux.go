@@ -20,6 +20,7 @@ type raw struct {
 	t      *table
 	ctx    context.Context // of Serve
 	copies chan []byte     // buffers of CopyFileRange
+	notes  notes
 
 	// canceled returns what ends when a request shall end. go-fuse has a channel of its
 	// own for that, but no way to end all requests, or one that has not quite begun.
@@ -41,10 +42,11 @@ type call struct {
 	context.Context // Serve's, for its values
 	cancel          <-chan struct{}
 	caller          Caller
+	unique          uint64 // the request's number
 }
 
 func (r *raw) call(h *fuse.InHeader) context.Context {
-	return &call{r.ctx, r.canceled(h.Unique), Caller{UID: h.Uid, GID: h.Gid, PID: h.Pid}}
+	return &call{r.ctx, r.canceled(h.Unique), Caller{UID: h.Uid, GID: h.Gid, PID: h.Pid}, h.Unique}
 }
 
 func (c *call) Deadline() (time.Time, bool) { return time.Time{}, false }
@@ -77,10 +79,7 @@ func seconds(d time.Duration) (uint64, uint32) {
 // fillEntry makes the reply that hands e to the kernel.
 func fillEntry(out *fuse.EntryOut, e *entry, a Attr) {
 	out.NodeId, out.Generation = e.id, 1
-	timeout := e.mount.timeout()
-	if a.Nlink > 1 && !a.Mode.IsDir() {
-		timeout = e.mount.Timeout // it may change by a name in a directory that nobody watches
-	}
+	timeout := e.mount.attrTimeout(a)
 	out.EntryValid, out.EntryValidNsec = seconds(timeout)
 	out.AttrValid, out.AttrValidNsec = seconds(timeout)
 	fillAttr(&out.Attr, e.mount.index, a)
@@ -182,7 +181,7 @@ func (r *raw) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) 
 
 func (r *raw) fillAttrOut(out *fuse.AttrOut, e *entry, a Attr) {
 	if e.mount != nil {
-		out.AttrValid, out.AttrValidNsec = seconds(e.mount.timeout())
+		out.AttrValid, out.AttrValidNsec = seconds(e.mount.attrTimeout(a))
 	} else {
 		out.AttrValid = 3600
 	}

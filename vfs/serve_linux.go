@@ -227,7 +227,7 @@ func (c *conn) runInline(f frame) error {
 	if now := time.Now(); now.Sub(began) > slowInline {
 		c.slowUntil = now.Add(inlineRest)
 	}
-	return c.write(reply)
+	return c.answer(f, reply)
 }
 
 // enqueue hands f to the workers when the bounds allow it. While they do not, the
@@ -269,7 +269,7 @@ func (c *conn) worker() {
 		}
 		out := getBuffer(replySize(j.in))
 		reply := c.handle(j.in, *out)
-		err := c.write(reply)
+		err := c.answer(j.in, reply)
 		putBuffer(out)
 		c.finish(j)
 		if err != nil {
@@ -316,7 +316,16 @@ func (c *conn) handle(f frame, out []byte) []byte {
 	return out[:n]
 }
 
-// write sends one frame. A guest that does not read it for WriteTimeout is given up.
+// answer writes the reply to f, behind the notes of what f changed: in one piece, so that
+// the guest has them when its kernel goes on.
+func (c *conn) answer(f frame, reply []byte) error {
+	if notes := c.raw.notes.take(f.unique()); len(notes) > 0 {
+		reply = append(notes, reply...)
+	}
+	return c.write(reply)
+}
+
+// write sends frames. A guest that does not read it for WriteTimeout is given up.
 func (c *conn) write(b []byte) error {
 	if len(b) == 0 {
 		return nil

@@ -87,6 +87,14 @@ func (m *mount) timeout() time.Duration {
 	return m.Timeout
 }
 
+// attrTimeout is how long the guest may believe a.
+func (m *mount) attrTimeout(a Attr) time.Duration {
+	if a.Nlink > 1 && !a.Mode.IsDir() {
+		return m.Timeout // it may change by a name in a directory that nobody watches
+	}
+	return m.timeout()
+}
+
 func (m *mount) negative() time.Duration {
 	if m.complete.Load() && m.NegativeTimeout > 0 {
 		return max(m.NegativeTimeout, watchedTimeout)

@@ -15,6 +15,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/gondolin-go/gondolin/guest/fsport"
 )
 
 func TestTheKernelIsOfferedLargeRequests(t *testing.T) {
@@ -36,6 +38,31 @@ func TestTheKernelIsOfferedLargeRequests(t *testing.T) {
 	} {
 		assert.Zero(t, flags&(1<<bit), name)
 	}
+	require.NoError(t, c.end())
+}
+
+func TestTheGuestHearsWhatItsOwnRequestsChanged(t *testing.T) {
+	c := connect(t, Options{}, memMount(), Mount{Name: "asks", Root: NewMemory(MemoryOptions{}), Timeout: -1})
+	write := func(mount string) (uint64, []byte) {
+		node, fh := c.create(c.lookup(rootID, mount), "file")
+		c.send(req(opWrite, 1000, node, fh, uint64(0), uint32(4), uint32(0), uint64(0), uint64(0), "data"))
+		unique, code, data := c.recv()
+		if unique != 0 {
+			return node, nil
+		}
+		require.EqualValues(t, fsport.NoteAttr, -int32(code))
+		unique, _, _ = c.recv()
+		require.EqualValues(t, 1000, unique, "the note comes before the reply")
+		return node, data
+	}
+	node, note := write("m")
+	require.Len(t, note, 8+fsport.AttrOut)
+	assert.Equal(t, node, binary.LittleEndian.Uint64(note))
+	asked, errno := c.op(opGetattr, node, uint64(0), uint64(0))
+	require.Zero(t, errno)
+	assert.Equal(t, asked, note[8:])
+	_, note = write("asks")
+	assert.Nil(t, note, "a mount whose attributes are to be asked for each time")
 	require.NoError(t, c.end())
 }
 

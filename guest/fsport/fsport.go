@@ -47,6 +47,47 @@ const (
 	MaxSkip = 16 << 20
 )
 
+// CapabilityXattr is the extended attribute of a program's file capabilities, which no
+// file of the port has; capabilities(7).
+const CapabilityXattr = "security.capability"
+
+// Operations whose meaning both sides know; include/uapi/linux/fuse.h.
+const (
+	OpLookup      = 1
+	OpForget      = 2
+	OpGetattr     = 3
+	OpSetattr     = 4
+	OpMkdir       = 9
+	OpOpen        = 14
+	OpRead        = 15
+	OpWrite       = 16
+	OpRelease     = 18
+	OpGetxattr    = 22
+	OpFlush       = 25
+	OpCreate      = 35
+	OpInterrupt   = 36
+	OpBatchForget = 42
+)
+
+// NoteAttr marks a frame that is for the guest's end of the port and not for its
+// kernel: it stands where a notification has its code (the kernel's are below 100).
+const NoteAttr = 1 << 20
+
+// Note is what a NoteAttr frame carries behind its header: attributes of a node as the
+// request left them whose reply follows, as struct fuse_attr_out.
+//
+// The guest may answer the next FUSE_GETATTR with it, for as long as it says, if that
+// request overlapped with no other that changes anything and none that could change the
+// node went out since, and if no notification about the node came.
+type Note struct {
+	Node uint64
+	Attr [AttrOut]byte
+}
+
+// AttrOut is the size of struct fuse_attr_out: the validity in seconds (64 bits) and
+// nanoseconds (32 bits) and a struct fuse_attr.
+const AttrOut = 104
+
 // Knock is the byte by which a guest waits for a host.
 const Knock = 0xfe
 

@@ -2,8 +2,8 @@
 
 // Package sandboxfs is the guest's end of the file port: it mounts one FUSE file
 // system and carries the kernel's requests to the host and the host's replies back.
-// It looks into no frame further than its length: what files there are, and who may
-// do what, is decided on the host (package vfs) and by the guest's kernel.
+// What files there are, and who may do what, is decided on the host (package vfs) and by
+// the guest's kernel; two questions of the kernel are answered here, see package fsport.
 //
 // # Place
 //

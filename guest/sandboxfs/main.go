@@ -86,12 +86,12 @@ func session(m *mounter, p *port.Port, nonce []byte) (seen []byte, err error) {
 	if err := fsport.Answer(p, nonce); err != nil {
 		return nil, fmt.Errorf("answering the host: %w", err)
 	}
-	notes := make(chan []byte, maxNotes)
+	notes, k := make(chan []byte, maxNotes), newKnown()
 	defer close(notes)
 	running.Add(3)
 	go func() {
 		defer running.Done()
-		requests(fuse, p)
+		requests(fuse, p, k)
 	}()
 	go func() {
 		defer running.Done()
@@ -103,7 +103,7 @@ func session(m *mounter, p *port.Port, nonce []byte) (seen []byte, err error) {
 		defer running.Done()
 		m.readAhead()
 	}()
-	return replies(fuse, p, notes), nil
+	return replies(fuse, p, k, notes), nil
 }
 
 // knocking is the port while no host has begun: at its end of file it waits until

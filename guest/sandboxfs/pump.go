@@ -19,9 +19,11 @@ const outHeader = 16
 // kernel's timeouts do what they would have done.
 const maxNotes = 4096
 
-// requests carries the kernel's requests to the port until either ends.
-func requests(fuse int, p *port.Port) {
+// requests carries the kernel's requests to the port until either ends, but for those that
+// k knows the answer to.
+func requests(fuse int, p *port.Port, k *known) {
 	buf := make([]byte, fsport.MaxFrame)
+	var out [outHeader + fsport.AttrOut]byte
 	for {
 		n, err := unix.Read(fuse, buf)
 		switch err {
@@ -31,6 +33,12 @@ func requests(fuse int, p *port.Port) {
 		default:
 			return // ENODEV: aborted
 		}
+		if r := k.answer(buf[:n], out[:]); r != nil {
+			if put(fuse, r) == unix.ENODEV {
+				return
+			}
+			continue
+		}
 		if _, err := p.Write(buf[:n]); err != nil {
 			return
 		}
@@ -39,7 +47,7 @@ func requests(fuse int, p *port.Port) {
 
 // replies carries the host's frames to the kernel until the port or the FUSE
 // connection ends, and returns what is no frame: a next host's beginning.
-func replies(fuse int, p *port.Port, notes chan<- []byte) []byte {
+func replies(fuse int, p *port.Port, k *known, notes chan<- []byte) []byte {
 	// Room for a frame and the beginning of the next: a read never has to stop short.
 	buf := make([]byte, fsport.MaxFrame+64<<10)
 	at, have := 0, 0 // the unused part of buf
@@ -62,6 +70,9 @@ func replies(fuse int, p *port.Port, notes chan<- []byte) []byte {
 			}
 			frame := buf[at : at+size]
 			at += size
+			if !k.saw(frame) {
+				continue
+			}
 			if binary.LittleEndian.Uint64(frame[8:]) == 0 {
 				select {
 				case notes <- bytes.Clone(frame):

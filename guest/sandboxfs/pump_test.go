@@ -38,7 +38,7 @@ func TestRepliesReachTheKernelWholeHoweverTheyArrive(t *testing.T) {
 	stream := append(bytes.Join(frames, nil), fsport.Magic+"nonce..."...)
 	notes := make(chan []byte, 1)
 	seen := make(chan []byte, 1)
-	go func() { seen <- replies(fuse, port.New(guest), notes) }()
+	go func() { seen <- replies(fuse, port.New(guest), newKnown(), notes) }()
 	go func() {
 		for len(stream) > 0 { // in pieces that divide nothing evenly
 			n := min(len(stream), 4093)
@@ -64,7 +64,7 @@ func TestNotificationsDoNotHoldUpReplies(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		replies(fuse, port.New(guest), notes)
+		replies(fuse, port.New(guest), newKnown(), notes)
 	}()
 	for range 10 {
 		_, err := unix.Write(host, reply(0, 40))
@@ -87,7 +87,7 @@ func TestRequestsStopWhenThePortBreaks(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		requests(fuse, port.New(guest))
+		requests(fuse, port.New(guest), newKnown())
 	}()
 	_, err := unix.Write(kernel, []byte("a request"))
 	require.NoError(t, err)
