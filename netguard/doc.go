@@ -56,7 +56,7 @@
 //	dialling            64 addresses of a name judged, 6 tried, 15 s
 //	SSH                 32 connections of 16 channels, 64 channels in all, 32 MiB that
 //	                    nobody has taken yet
-//	refusals            256 remembered, 20 a second recorded
+//	refusals            256 remembered, 20 a second recorded, failed handshakes with them
 //
 // Fragments, forged sources, extension headers and multicast are dropped before the stack.
 //

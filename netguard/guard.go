@@ -140,6 +140,9 @@ func (g *Guard) Serve(ctx context.Context, conn net.Conn) error {
 	l.shut()
 	conn.Close()
 	werr := <-written
+	if err := g.recorder.settle(); err != nil {
+		g.o.Log.Error("recording how much was not recorded", "error", err)
+	}
 	switch {
 	case done != nil:
 		return done

@@ -28,7 +28,7 @@ type ledger struct {
 	ring     []Event // the refusal number n is at n % maxDenials
 	count    uint64
 	pace     *rate.Limiter
-	unsaid   int // refusals withheld from next since the last one
+	unsaid   int // withheld from next since what was passed on last
 	lastSeen map[denialKey]time.Time
 }
 
@@ -59,31 +59,80 @@ func (l *ledger) Record(e Event) error {
 	return l.next.Record(e)
 }
 
+// recordFailure enters with r a connection that came to nothing before anything was asked on
+// it. A guest can make many of those, so that the ledger keeps their pace as it does
+// refusals'.
+func recordFailure(r Recorder, e Event) error {
+	l, ok := r.(*ledger)
+	if !ok || e.Verdict == "deny" {
+		return r.Record(e)
+	}
+	if e.Time.IsZero() {
+		e.Time = l.now()
+	}
+	l.mu.Lock()
+	withheld := l.again(&e)
+	if withheld {
+		l.unsaid++
+	}
+	withheld = withheld || !l.paced(&e)
+	l.mu.Unlock()
+	if withheld || l.next == nil {
+		return nil
+	}
+	return l.next.Record(e)
+}
+
+// settle records how many were withheld last, when no more will come.
+func (l *ledger) settle() error {
+	l.mu.Lock()
+	n := l.unsaid
+	l.unsaid = 0
+	l.mu.Unlock()
+	if n == 0 || l.next == nil {
+		return nil
+	}
+	return l.next.Record(Event{Time: l.now(), Verdict: "deny", Reason: fmt.Sprintf("%d refusals and failed handshakes came too fast to be recorded", n)})
+}
+
 // remember keeps a refusal and says whether to pass it on.
 func (l *ledger) remember(e *Event) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	key := denialKey{e.Protocol, e.Host, e.Port, e.Method, e.Path + e.Command, e.Reason}
-	seen, again := l.lastSeen[key]
-	if again && e.Time.Sub(seen) < sameDenial {
+	if l.again(e) {
 		return false
 	}
-	if len(l.lastSeen) >= maxDenials {
-		clear(l.lastSeen)
-	}
-	l.lastSeen[key] = e.Time
 	if len(l.ring) < maxDenials {
 		l.ring = append(l.ring, *e)
 	} else {
 		l.ring[l.count%maxDenials] = *e
 	}
 	l.count++
+	return l.paced(e)
+}
+
+// again says whether the same was seen just now; the lock is held.
+func (l *ledger) again(e *Event) bool {
+	key := denialKey{e.Protocol, e.Host, e.Port, e.Method, e.Path + e.Command, e.Reason}
+	if seen, ok := l.lastSeen[key]; ok && e.Time.Sub(seen) < sameDenial {
+		return true
+	}
+	if len(l.lastSeen) >= maxDenials {
+		clear(l.lastSeen)
+	}
+	l.lastSeen[key] = e.Time
+	return false
+}
+
+// paced says whether the record's pace allows for e, which then tells how many it did
+// not allow for before; the lock is held.
+func (l *ledger) paced(e *Event) bool {
 	if !l.pace.AllowN(e.Time, 1) {
 		l.unsaid++
 		return false
 	}
 	if l.unsaid > 0 {
-		e.Reason += fmt.Sprintf(" (%d refusals before this one came too fast to be recorded)", l.unsaid)
+		e.Reason += fmt.Sprintf(" (%d refusals and failed handshakes before came too fast to be recorded)", l.unsaid)
 		l.unsaid = 0
 	}
 	return true

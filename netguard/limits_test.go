@@ -2,6 +2,8 @@ package netguard
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -9,6 +11,7 @@ import (
 	"net/netip"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,6 +23,8 @@ import (
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/gondolin-go/gondolin/netguard/ca"
 )
 
 // heap is what is in use after a collection, in bytes.
@@ -270,6 +275,45 @@ func TestRefusalsAreRememberedButDoNotFillTheRecord(t *testing.T) {
 	assert.Contains(t, r.all()[denialsBurst].Reason, "9800 refusals")
 	require.NoError(t, l.Record(Event{Verdict: "allow", Host: "x"}))
 	assert.Len(t, l.since(mark), 1)
+}
+
+// A guest whose programs do not trust the session fails in a loop.
+func TestFailedHandshakesDoNotFillTheRecord(t *testing.T) {
+	authority, err := ca.New(ca.Options{Session: "test"})
+	require.NoError(t, err)
+	log := &recorded{}
+	g := newTestGuest(t, Options{Policy: allowing(t, "ok.example"), CA: authority, Recorder: log})
+	addrs, err := g.Lookup("ok.example", dns.TypeA)
+	require.NoError(t, err)
+	began := time.Now()
+	const tries = 40
+	for range tries {
+		conn, err := g.DialTCP(addrs[0].String(), 443)
+		require.NoError(t, err)
+		require.Error(t, tls.Client(conn, &tls.Config{ServerName: "ok.example", RootCAs: x509.NewCertPool()}).Handshake())
+		conn.Close()
+	}
+	failures := func() (n int) {
+		for _, e := range log.all() {
+			if e.Verdict == "error" {
+				n++
+			}
+		}
+		return n
+	}
+	require.Eventually(t, func() bool { return idle(g)() && failures() > 0 }, 10*time.Second, 10*time.Millisecond)
+	assert.LessOrEqual(t, failures(), 2+int(time.Since(began)/sameDenial), "equal ones within a second are one line")
+	require.NoError(t, g.Guard.recorder.settle())
+	told := 0
+	for _, e := range log.all() {
+		var n int
+		if at := strings.LastIndex(e.Reason, "("); at >= 0 {
+			fmt.Sscanf(e.Reason[at:], "(%d refusals and failed", &n)
+		}
+		fmt.Sscanf(e.Reason, "%d refusals and failed", &n)
+		told += n
+	}
+	assert.Equal(t, tries, failures()+told, "and how many there were is told")
 }
 
 func BenchmarkDownloadThroughAMap(b *testing.B) { benchmarkMap(b, false) }

@@ -150,7 +150,9 @@ func (c *sshConn) handshakeFailed(err error) {
 	e := c.event()
 	e.Verdict, e.Reason = "error", "the SSH handshake with the guest failed: "+oneLine(err.Error())
 	e.Remedy = "the guest's ssh has to trust the session's host authority"
-	c.record(e)
+	if err := recordFailure(c.g.recorder, e); err != nil {
+		c.g.o.Log.Error("recording a failed handshake", "error", err, "flow", c.flow.ID)
+	}
 }
 
 // watch returns when the connection is over: the guest has left, ctx is done or nothing

@@ -125,5 +125,7 @@ func (p *proxy) handshakeFailed(f *Flow, refused string, err error) {
 	default:
 		e.Reason = "the TLS handshake failed: " + err.Error()
 	}
-	p.record(e)
+	if err := recordFailure(p.recorder, e); err != nil {
+		p.log.Error("recording a failed handshake", "flow", e.Flow, "err", err)
+	}
 }
