@@ -109,6 +109,46 @@ func TestHoleHTTP2DroppedFromALPNSoThatGRPCBreaks(t *testing.T) {
 	}
 }
 
+// gRPC's answer that is nothing but a status is a head that ends the stream.
+func TestAnAnswerThatEndsWithItsHeadDoesSoForTheGuest(t *testing.T) {
+	ts := tlsServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header()["Content-Length"] = nil
+		w.Header().Set("Grpc-Status", "12")
+	})
+	r := newRig(t, rigOptions{rules: allowAll("example.com"), roots: rootsOf(ts)})
+	r.serve("example.com:443", ts)
+	conn, err := shake(r.open("example.com", 443, true), &tls.Config{RootCAs: r.trust(), ServerName: "example.com", NextProtos: []string{"h2"}})
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = io.WriteString(conn, http2.ClientPreface)
+	require.NoError(t, err)
+	f := http2.NewFramer(conn, conn)
+	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	require.NoError(t, f.WriteSettings())
+	var block bytes.Buffer
+	enc := hpack.NewEncoder(&block)
+	for _, h := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":authority", "example.com"}, {":path", "/pkg.Service/Method"}, {"te", "trailers"}} {
+		require.NoError(t, enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]}))
+	}
+	require.NoError(t, f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: true}))
+	for {
+		frame, err := f.ReadFrame()
+		require.NoError(t, err)
+		head, ok := frame.(*http2.MetaHeadersFrame)
+		if !ok {
+			continue
+		}
+		assert.True(t, head.StreamEnded())
+		names := map[string]string{}
+		for _, h := range head.Fields {
+			names[h.Name] = h.Value
+		}
+		assert.Equal(t, "12", names["grpc-status"])
+		assert.NotContains(t, names, "content-length")
+		return
+	}
+}
+
 func TestHTTP1TrailersPassBothWays(t *testing.T) {
 	s := plainServer(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Trailer", "X-Sum")

@@ -110,7 +110,13 @@ func (x *exchange) stream(resp *http.Response) error {
 	if n, err := strconv.ParseInt(resp.Header.Get("Content-Length"), 10, 64); err == nil {
 		declared = n
 	}
-	if declared < 0 || declared > webBuffer {
+	// An answer over HTTP/2 that ends with its head has to end with it here too: gRPC takes
+	// the head for the trailer then.
+	ends := resp.ContentLength == 0
+	if _, ok := resp.Header["Content-Length"]; ends && !ok && x.conn.strict == nil {
+		resp.Header["Content-Length"] = nil // net/http would make one
+	}
+	if !ends && declared < 0 || declared > webBuffer {
 		x.head(resp)
 		if err := x.ctl.Flush(); err != nil {
 			return guestGone{err}
