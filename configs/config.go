@@ -24,6 +24,7 @@ type Config struct {
 	Network   Network  `koanf:"network" yaml:"network" json:"network"`
 	Secrets   []Secret `koanf:"secrets" yaml:"secrets" json:"secrets"`
 	Audit     Audit    `koanf:"audit" yaml:"audit" json:"audit"`
+	Metrics   Metrics  `koanf:"metrics" yaml:"metrics" json:"metrics"`
 	Limits    Limits   `koanf:"limits" yaml:"limits" json:"limits"`
 	Sessions  Sessions `koanf:"sessions" yaml:"sessions" json:"sessions"`
 	Pool      Pool     `koanf:"pool" yaml:"pool" json:"pool"`
@@ -50,6 +51,12 @@ type Session struct {
 	User     string            `koanf:"user" yaml:"user" json:"user"` // empty: the image's, or root
 	Dir      string            `koanf:"dir" yaml:"dir" json:"dir"`    // empty: WorkspacePath if something is mounted there, the image's, or /root
 	Env      map[string]string `koanf:"env" yaml:"env" json:"env"`
+}
+
+// Metrics says where figures for Prometheus are served.
+type Metrics struct {
+	Listen  string `koanf:"listen" yaml:"listen" json:"listen"`    // empty: nowhere
+	Exposed bool   `koanf:"exposed" yaml:"exposed" json:"exposed"` // Listen may be more than loopback
 }
 
 // Limits bound one session. An agent may lower them for a session and never raise them.

@@ -151,7 +151,7 @@ func TestEveryMistakeInAFileIsNamedWithLineKeyAndRemedy(t *testing.T) {
 		{"alias", "limits:\n  cpus: &c 2\n  processes: *c", "config.yaml:4: limits.processes: aliases are not understood: write the value out"},
 		{"merge key", "limits:\n  <<: {cpus: 2}", "config.yaml:3: limits: merge keys (<<) are not understood: write the values out"},
 		{"key that is no word", "? [a]\n: 1", "config.yaml:2: want a word as a key, got a list"},
-		{"key with control characters", "\"a\\e[31m\": 1", `config.yaml:2: unknown key "a\x1b[31m": known are version, image, session, workspace, mounts, network, secrets, audit, limits, sessions, pool, exec, qemu, paths, log`},
+		{"key with control characters", "\"a\\e[31m\": 1", `config.yaml:2: unknown key "a\x1b[31m": known are version, image, session, workspace, mounts, network, secrets, audit, metrics, limits, sessions, pool, exec, qemu, paths, log`},
 		{"second document", "---\nlog: {level: info}", "config.yaml:2: a second YAML document begins here: put everything into one"},
 		{"no YAML", "limits: [", "config.yaml:2: this is not YAML: did not find expected node content"},
 	} {
@@ -433,4 +433,25 @@ func TestErrorIsTheOnlyErrorOfLoad(t *testing.T) {
 	_, err := load(t, "nonsense", nil)
 	var e *Error
 	assert.True(t, errors.As(err, &e))
+}
+
+func TestMetricsStayOnThisComputerUnlessTheOperatorSaysOtherwise(t *testing.T) {
+	for _, at := range []string{"127.0.0.1:9464", "[::1]:9464", "127.1.2.3:0"} {
+		c, err := load(t, "", nil, "--metrics", at)
+		require.NoError(t, err)
+		assert.Equal(t, at, c.Metrics.Listen)
+	}
+	for _, at := range []string{"0.0.0.0:9464", "[::]:9464", "192.0.2.1:9464"} {
+		_, err := load(t, "version: 1\nmetrics: {listen: '"+at+"'}", nil)
+		require.Error(t, err)
+		assert.Contains(t, problems(t, err)[0], "can be reached from other computers")
+		assert.Contains(t, problems(t, err)[0], "metrics.exposed: true")
+		_, err = load(t, "version: 1\nmetrics: {listen: '"+at+"', exposed: true}", nil)
+		assert.NoError(t, err)
+	}
+	for _, at := range []string{"9464", ":9464", "localhost:9464", "127.0.0.1"} {
+		_, err := load(t, "", nil, "--metrics", at)
+		require.Error(t, err)
+		assert.Contains(t, problems(t, err)[0], "is no address and port")
+	}
 }

@@ -167,6 +167,9 @@ var keys = table{
 	{path: "audit.files", kind: kindInt, low: 2, high: 1000, def: 16, help: "files of one session; the oldest are removed"},
 	{path: "audit.keep", kind: kindDuration, never: true, low: 3600, high: 10 * year, def: Duration(90 * 24 * time.Hour), help: "time after which the record of a session that ended is removed"},
 
+	{path: "metrics.listen", flag: "metrics", kind: kindText, def: "", help: "address and port to serve figures for Prometheus at, such as 127.0.0.1:9464 (default: nowhere)", check: checkListen},
+	{path: "metrics.exposed", kind: kindBool, def: false, help: "metrics.listen may be an address that other computers reach"},
+
 	{path: "limits.cpus", flag: "cpus", kind: kindInt, def: sandbox.DefaultLimits.CPUs, help: "virtual CPUs of a session",
 		check: limit[int](func(l *sandbox.Limits, n int) { l.CPUs = n })},
 	{path: "limits.memory", flag: "memory", kind: kindSize, def: Size(sandbox.DefaultLimits.MemoryMiB), help: "memory of a session, such as 2GiB",

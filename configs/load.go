@@ -150,6 +150,7 @@ func (l *loader) load(path string, data []byte) (*Config, error) {
 	l.flags()
 	l.finishLists()
 	l.checkNetwork()
+	l.checkMetrics()
 	l.checkHere()
 	if len(l.problems) > 0 {
 		return nil, &Error{Problems: l.problems, More: l.more}

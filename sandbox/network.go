@@ -97,6 +97,14 @@ func (s *Session) attachNetwork(ctx context.Context) error {
 // longer allowed end.
 func (s *Session) SetPolicy(p *policy.Policy) { s.guard.SetPolicy(p) }
 
+// NetworkStats are gauges and counters of the session's network.
+func (s *Session) NetworkStats() netguard.Stats {
+	if s.guard == nil {
+		return netguard.Stats{}
+	}
+	return s.guard.Stats()
+}
+
 // networkDenials returns what the network refused after a time.
 func (s *Session) networkDenials(since time.Time) []Denial {
 	if s.guard == nil {

@@ -49,10 +49,10 @@ func (b *sandboxes) network(ctx context.Context) (*network, error) {
 		Policy: b.policies.current(), Secrets: store, Asker: asks, DNS: netguard.DNSMode(c.Network.DNS), SSH: b.sshOptions(),
 		Recorder: func(session string) (netguard.Recorder, error) {
 			asks.session.Store(&session)
-			if err := r.open(session); err != nil || !c.Audit.Enabled {
+			if err := r.open(session); err != nil {
 				return nil, err
 			}
-			return r, nil
+			return metered{r, b.metrics}, nil
 		},
 		Limits: netguard.Limits{Flows: l.Flows, HalfOpen: l.HalfOpen, Names: l.Names, Sniff: time.Duration(l.Sniff), Idle: time.Duration(l.Idle)},
 		Upstream: netguard.Upstream{TLS: roots, Log: b.log, Proxy: func(r *http.Request) (string, error) {

@@ -108,6 +108,7 @@ func (s *session) Run(ctx context.Context, cmd sandbox.Command) (sandbox.Exit, e
 		return sandbox.Exit{}, notRecorded(err)
 	}
 	exit, err := s.Session.Run(ctx, cmd)
+	s.metrics.ran(exit, err)
 	if rerr := s.record.ended(cmd, exit, err); rerr != nil && err == nil {
 		err = notRecorded(rerr)
 	}

@@ -28,6 +28,7 @@ type sandboxes struct {
 	images   *keeper
 	secrets  secrets
 	policies *policies
+	metrics  *metrics
 	ask      func(context.Context, tools.Question) (bool, error) // the human; nil: there is none
 	cwd      string                                              // for configs.WorkspaceCWD
 	life     context.Context                                     // until close
@@ -40,12 +41,15 @@ type sandboxes struct {
 	mu    sync.Mutex
 	open  map[string]*session
 	ended []*session // newest last
+	// For the metrics: sessions so far, and what the network of those that ended refused.
+	started, denied uint64
 }
 
 var _ tools.Sandboxes = (*sandboxes)(nil)
 
 func newSandboxes(ctx context.Context, c *configs.Config, log *slog.Logger) *sandboxes {
 	b := &sandboxes{config: c, log: log, cwd: workingDirectory(), policies: newPolicies(c), open: map[string]*session{}}
+	b.metrics = newMetrics(b)
 	b.life, b.end = context.WithCancel(ctx)
 	b.images = &keeper{
 		dir: c.ImageDir(), name: c.Image.Name, autoBuild: c.Image.AutoBuild,
@@ -148,10 +152,11 @@ func (b *sandboxes) Create(ctx context.Context, o tools.SessionOptions) (tools.S
 		release()
 		return nil, errors.Join(err, net.close(err.Error()))
 	}
-	wrapped := &session{Session: s, mounts: files.shown, plan: files.plan, record: net.record}
+	wrapped := &session{Session: s, mounts: files.shown, plan: files.plan, record: net.record, metrics: b.metrics}
 	unfollow := b.policies.follow(s.SetPolicy)
 	b.mu.Lock()
 	b.open[s.ID()] = wrapped
+	b.started++
 	b.mu.Unlock()
 	b.workers.Go(func() {
 		<-s.Done()
@@ -171,6 +176,7 @@ func (b *sandboxes) bury(s *session) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.open, s.ID())
+	b.denied += s.NetworkStats().Denials
 	b.ended = append(b.ended, s)
 	if len(b.ended) > endedKept {
 		b.ended = slices.Delete(b.ended, 0, len(b.ended)-endedKept)
@@ -218,9 +224,10 @@ func (b *sandboxes) Close(_ context.Context, id, reason string) error {
 // session is a sandbox session that knows why it was closed.
 type session struct {
 	*sandbox.Session
-	mounts tools.Mounts
-	plan   []planned
-	record *record // nil: none is kept
+	mounts  tools.Mounts
+	plan    []planned
+	record  *record // nil: none is kept
+	metrics *metrics
 
 	mu     sync.Mutex
 	reason string

@@ -46,6 +46,14 @@ func (a *app) serve(cmd *cobra.Command) error {
 	boxes := newSandboxes(ctx, config, log)
 	defer boxes.close()
 	boxes.pruneRecords()
+	if at := config.Metrics.Listen; at != "" {
+		stop, err := boxes.metrics.serve(ctx, at, func(err error) { log.Error("serving metrics", "error", err) })
+		if err != nil {
+			return err
+		}
+		defer stop()
+		log.Info("serving metrics", "url", "http://"+at+"/metrics")
+	}
 	server := tools.New(tools.Options{
 		Sandboxes:  boxes,
 		Logger:     log,
