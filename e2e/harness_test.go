@@ -147,7 +147,7 @@ func try(t testing.TB, s *sandbox.Session, cmd sandbox.Command) (string, sandbox
 	if cmd.Stdout == nil {
 		cmd.Stdout, cmd.Stderr = &out, &out
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	exit, err := s.Run(ctx, cmd)
 	require.NoError(t, err)

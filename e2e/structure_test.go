@@ -34,9 +34,9 @@ var mayImport = map[string][]string{
 	"guest/sandboxd":   {"guest/wire", "guest/pid1", "guest/port", "guest/sandboxfs"},
 	"guest/sandboxfs":  {"guest/wire", "guest/fsport", "guest/port"},
 	"netguard":         {"netguard/policy", "netguard/secret", "netguard/ca"},
-	"e2e/bench":        {"sandbox", "images", "vfs"},
+	"e2e/bench":        {"sandbox", "images", "vfs", "netguard", "netguard/policy", "e2e/inguest"},
 	"e2e/demo":         {},
-	"e2e":              {"sandbox", "images", "vfs", "netguard", "netguard/policy", "netguard/secret"},
+	"e2e":              {"sandbox", "images", "vfs", "netguard", "netguard/policy", "netguard/secret", "e2e/inguest"},
 }
 
 type listedPackage struct {
