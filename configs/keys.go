@@ -152,7 +152,7 @@ var keys = table{
 	{path: "network.limits.flows", kind: kindInt, low: 1, high: 4096, def: 512, help: "connections of a session at once"},
 	{path: "network.limits.half_open", kind: kindInt, low: 1, high: 4096, def: 128, help: "connections of a session that are being set up"},
 	{path: "network.limits.names", kind: kindInt, low: 16, high: 16384, def: 4096, help: "names that a session may have looked up"},
-	{path: "network.limits.sniff", kind: kindDuration, low: 1, high: 60, def: Duration(5 * time.Second), help: "time in which a connection has to tell its protocol"},
+	{path: "network.limits.sniff", kind: kindDuration, low: 1, high: 60, def: Duration(15 * time.Second), help: "time in which a connection has to tell its protocol"},
 	{path: "network.limits.idle", kind: kindDuration, low: 1, high: 24 * 3600, def: Duration(5 * time.Minute), help: "time without a byte after which a connection ends"},
 	{path: "secrets", kind: kindBlocks, list: secretList, help: "secrets that are put into requests outside of the machine"},
 

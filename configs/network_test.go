@@ -76,7 +76,7 @@ func TestTheNetworkAndTheSecretsAreReadWhole(t *testing.T) {
 	assert.Equal(t, []Map{{From: "pg.internal:5432", To: "unix:/run/pg"}}, c.Network.Maps)
 	assert.Equal(t, []string{filepath.Join(filepath.Dir(c.File()), "hosts"), "/h/.ssh/known_hosts"}, c.Network.KnownHosts)
 	assert.True(t, c.Network.SSHAgent)
-	assert.Equal(t, NetworkLimits{Flows: 512, HalfOpen: 128, Names: 4096, Sniff: Duration(5 * time.Second), Idle: Duration(time.Minute)}, c.Network.Limits)
+	assert.Equal(t, NetworkLimits{Flows: 512, HalfOpen: 128, Names: 4096, Sniff: Duration(15 * time.Second), Idle: Duration(time.Minute)}, c.Network.Limits)
 	assert.Equal(t, Never, c.Audit.Keep)
 	_, err = policy.Compile(c.Network.Policy())
 	require.NoError(t, err)

@@ -94,7 +94,7 @@ type Limits struct {
 	HalfOpen    int           // connections being set up, default 128
 	Names       int           // synthetic DNS names remembered, default 4096
 	HeaderBytes int           // of a request's or response's head, default 64 KiB
-	Sniff       time.Duration // until the first bytes tell the protocol, default 5 s
+	Sniff       time.Duration // until the first bytes tell the protocol, default 15 s
 	Idle        time.Duration // without a byte in either direction, default 5 min
 }
 

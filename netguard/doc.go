@@ -49,7 +49,7 @@
 //	                    16 MiB of those that copy mapped flows
 //	frames to the guest 1024 or 4 MiB waiting; then dropped
 //	names               4096 remembered (Limits.Names), 16 real addresses each
-//	sniffing            16 KiB and 5 s (Limits.Sniff), a ClientHello included
+//	sniffing            16 KiB and 15 s (Limits.Sniff), a ClientHello included
 //	silence             5 min (Limits.Idle)
 //	DNS                 1232 bytes a query (4096 over TCP), 32 lookups on the host at
 //	                    once for 5 s each, 32 TCP connections of 10 s of silence

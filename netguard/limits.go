@@ -8,7 +8,7 @@ const (
 	defaultHalfOpen    = 128
 	defaultNames       = 4096
 	defaultHeaderBytes = 64 << 10
-	defaultSniff       = 5 * time.Second
+	defaultSniff       = 15 * time.Second // an emulated guest on a busy host reads its certificates meanwhile
 	defaultIdle        = 5 * time.Minute
 
 	handshakeTimeout = 5 * time.Second // for the guest's third packet of a TCP handshake

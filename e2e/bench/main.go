@@ -112,7 +112,7 @@ func run(ctx context.Context, jsonFile, only, name string) error {
 	b := &bench{host: host, dir: dir, only: only, image: sandbox.Image{
 		ID: img.ID(), Kernel: img.Path(images.KernelFile), Modules: img.Path(images.ModulesFile), RootDisk: img.Path(images.RootFile),
 	}}
-	for _, part := range []func(context.Context) error{b.running, b.creating, b.files, b.idle} {
+	for _, part := range []func(context.Context) error{b.running, b.creating, b.files, b.network, b.idle} {
 		if err := part(ctx); err != nil {
 			return err
 		}
