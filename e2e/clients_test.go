@@ -74,7 +74,7 @@ func newClients(t *testing.T) *clients {
 	c.network.SSH = netguard.SSHOptions{
 		KnownHosts: []string{c.sshd.knownHosts}, KeyFiles: []string{c.sshd.key}, Users: map[string]string{"git": c.sshd.user},
 	}
-	c.network.Recorder = func(string) (netguard.Recorder, error) { return told{t}, nil }
+	c.network.Recorder = func(id string) (netguard.Recorder, error) { return told{t, id}, nil }
 	programs, err := filepath.Abs("../bin/.inspector/node_modules")
 	require.NoError(t, err)
 	node, err := vfs.HostDir(programs, vfs.HostDirOptions{})
@@ -88,11 +88,14 @@ func newClients(t *testing.T) *clients {
 }
 
 // told logs what did not work, for whoever reads a failed test.
-type told struct{ t *testing.T }
+type told struct {
+	t       *testing.T
+	session string
+}
 
 func (r told) Record(e netguard.Event) error {
 	if e.Verdict != "allow" {
-		r.t.Logf("%s %s %s:%d %s %s: %s", e.Verdict, e.Protocol, e.Host, e.Port, e.Method, e.Path+e.Command, e.Reason)
+		r.t.Logf("%s: %s %s %s:%d %s %s: %s", r.session, e.Verdict, e.Protocol, e.Host, e.Port, e.Method, e.Path+e.Command, e.Reason)
 	}
 	return nil
 }

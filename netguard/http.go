@@ -17,7 +17,8 @@ import (
 )
 
 // The bounds of HTTP towards one guest. What of the host's memory a guest can fill is
-// maxRequests times the buffers of a request (some 200 KiB), and the windows of HTTP/2.
+// maxRequests times the buffers of a request (some 200 KiB for the first fewRequests, and
+// then some 30 KiB), and the windows of HTTP/2.
 const (
 	// maxRequests are under way at once; more are answered 503.
 	maxRequests = 256
@@ -37,6 +38,9 @@ const (
 	// pingAfter is how long a peer of HTTP/2 may be silent before it is asked.
 	pingAfter = 60 * time.Second
 )
+
+// underWay is how many requests are.
+func (p *proxy) underWay() int { return len(p.slots) }
 
 // proxyDeps is what the HTTP pipeline needs of its Guard.
 type proxyDeps struct {
@@ -127,7 +131,7 @@ func (p *proxy) serveHTTP(ctx context.Context, f *Flow, conn net.Conn) {
 		return // it said nothing
 	}
 	c := &webConn{Conn: conn, flow: f, in: in}
-	c.out = newWebWriter(func(b []byte) error { return timedWrite(conn, p.limits.Idle, b) })
+	c.out = newWebWriter(p.underWay, func(b []byte) error { return timedWrite(conn, p.limits.Idle, b) })
 	p.serveConn(ctx, c, h2)
 }
 

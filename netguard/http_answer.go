@@ -122,11 +122,11 @@ func (x *exchange) stream(resp *http.Response) error {
 			return guestGone{err}
 		}
 	}
-	buf := webBuffers.Get().(*[webBuffer]byte)
-	defer webBuffers.Put(buf)
+	buf := takeBuffer(x.p.underWay())
+	defer buf.give()
 	decision := x.ruled()
 	for total := int64(0); ; {
-		n, err := resp.Body.Read(buf[:])
+		n, err := resp.Body.Read(buf.b)
 		total += int64(n)
 		if errors.Is(err, io.EOF) && declared >= 0 && total < declared {
 			err = io.ErrUnexpectedEOF
@@ -139,7 +139,7 @@ func (x *exchange) stream(resp *http.Response) error {
 		if err != nil && !errors.Is(err, io.EOF) && !x.answered.Load() {
 			return err
 		}
-		if werr := x.pass(resp, buf[:n], total != declared); werr != nil {
+		if werr := x.pass(resp, buf.b[:n], total != declared); werr != nil {
 			return werr
 		}
 		switch {

@@ -336,7 +336,7 @@ func TestTheWriterGathersAndKeepsOrderAndErrors(t *testing.T) {
 	var got bytes.Buffer
 	var largest, calls int
 	block := make(chan struct{}, 1)
-	w := newWebWriter(func(b []byte) error {
+	w := newWebWriter(func() int { return 1 }, func(b []byte) error {
 		<-block
 		largest, calls = max(largest, len(b)), calls+1
 		got.Write(b)
@@ -362,7 +362,7 @@ func TestTheWriterGathersAndKeepsOrderAndErrors(t *testing.T) {
 	require.ErrorIs(t, err, net.ErrClosed)
 
 	broken := errors.New("broken")
-	w = newWebWriter(func([]byte) error { return broken })
+	w = newWebWriter(func() int { return 1 }, func([]byte) error { return broken })
 	_, err = w.Write([]byte("x"))
 	require.NoError(t, err)
 	require.ErrorIs(t, w.drain(), broken)

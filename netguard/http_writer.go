@@ -10,18 +10,48 @@ import (
 // frame's worth at the guest's MTU.
 const webBuffer = 64 << 10
 
-var webBuffers = sync.Pool{New: func() any { return new([webBuffer]byte) }}
+// Where more than fewRequests are under way the buffers are small: a guest that reads none
+// of its answers fills all of them.
+const (
+	smallWebBuffer = 8 << 10
+	fewRequests    = 32
+)
+
+// webBytes is a buffer from one of the pools.
+type webBytes struct{ b []byte }
+
+var (
+	webBuffers      = sync.Pool{New: func() any { return &webBytes{make([]byte, webBuffer)} }}
+	smallWebBuffers = sync.Pool{New: func() any { return &webBytes{make([]byte, smallWebBuffer)} }}
+)
+
+// takeBuffer gives one that fits how many requests are under way; give takes it back.
+func takeBuffer(requests int) *webBytes {
+	if requests > fewRequests {
+		return smallWebBuffers.Get().(*webBytes)
+	}
+	return webBuffers.Get().(*webBytes)
+}
+
+func (b *webBytes) give() {
+	if len(b.b) == webBuffer {
+		webBuffers.Put(b)
+	} else {
+		smallWebBuffers.Put(b)
+	}
+}
 
 // webWriter gathers what the HTTP server writes while the guest is still being
 // sent what came before, so that the many small writes of chunks and HTTP/2 frames
 // reach a guest in few large ones. It holds up to two buffers, and none while it
 // has nothing to send.
 type webWriter struct {
-	sink func([]byte) error
+	sink     func([]byte) error
+	requests func() int // under way
 
 	mu      sync.Mutex
 	change  sync.Cond
-	pending *[webBuffer]byte // what comes next; nil if nothing
+	pending *webBytes // what comes next; nil if nothing
 	n       int
 	busy    bool
 	closed  bool
@@ -30,8 +60,8 @@ type webWriter struct {
 }
 
 // newWebWriter starts the goroutine that writes; finish ends it and waits.
-func newWebWriter(sink func([]byte) error) *webWriter {
-	w := &webWriter{sink: sink, done: make(chan struct{})}
+func newWebWriter(requests func() int, sink func([]byte) error) *webWriter {
+	w := &webWriter{sink: sink, requests: requests, done: make(chan struct{})}
 	w.change.L = &w.mu
 	go w.run()
 	return w
@@ -53,14 +83,14 @@ func (w *webWriter) Write(p []byte) (int, error) {
 		if len(p) == 0 {
 			return total, nil
 		}
-		if w.n == webBuffer {
+		if w.pending == nil {
+			w.pending = takeBuffer(w.requests())
+		}
+		if w.n == len(w.pending.b) {
 			w.change.Wait()
 			continue
 		}
-		if w.pending == nil {
-			w.pending = webBuffers.Get().(*[webBuffer]byte)
-		}
-		n := copy(w.pending[w.n:], p)
+		n := copy(w.pending.b[w.n:], p)
 		w.n, p, total = w.n+n, p[n:], total+n
 		w.change.Broadcast()
 	}
@@ -76,7 +106,7 @@ func (w *webWriter) run() {
 		}
 		if w.n == 0 || w.err != nil {
 			if w.pending != nil {
-				webBuffers.Put(w.pending)
+				w.pending.give()
 				w.pending = nil
 			}
 			return
@@ -85,8 +115,8 @@ func (w *webWriter) run() {
 		w.pending, w.n, w.busy = nil, 0, true
 		w.change.Broadcast()
 		w.mu.Unlock()
-		err := w.sink(buf[:n])
-		webBuffers.Put(buf)
+		err := w.sink(buf.b[:n])
+		buf.give()
 		w.mu.Lock()
 		w.busy = false
 		if err != nil && w.err == nil {

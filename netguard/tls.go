@@ -103,7 +103,7 @@ func (p *proxy) serveTLS(ctx context.Context, f *Flow, conn net.Conn) {
 		return
 	}
 	c := &webConn{Conn: session, flow: f, tls: true, in: session}
-	c.out = newWebWriter(func(b []byte) error {
+	c.out = newWebWriter(p.underWay, func(b []byte) error {
 		return raw.write(func() error { return timedWrite(session, p.limits.Idle, b) })
 	})
 	p.serveConn(ctx, c, session.ConnectionState().NegotiatedProtocol == "h2")

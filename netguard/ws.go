@@ -107,17 +107,17 @@ func (x *exchange) relay(guest net.Conn, from io.Reader, server io.ReadWriteClos
 
 // copy is io.Copy that counts.
 func (x *exchange) copy(dst io.Writer, src io.Reader, count *atomic.Int64) error {
-	buf := webBuffers.Get().(*[webBuffer]byte)
-	defer webBuffers.Put(buf)
+	buf := takeBuffer(x.p.underWay())
+	defer buf.give()
 	decision := x.ruled()
 	for {
-		n, err := src.Read(buf[:])
+		n, err := src.Read(buf.b)
 		if n > 0 {
 			x.watch.touch()
 			if lerr := x.p.limiter.Bytes(decision, n); lerr != nil {
 				return lerr
 			}
-			if _, werr := dst.Write(buf[:n]); werr != nil {
+			if _, werr := dst.Write(buf.b[:n]); werr != nil {
 				return werr
 			}
 			count.Add(int64(n))
