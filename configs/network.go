@@ -93,12 +93,27 @@ var ruleList = &list{
 	flags: []listFlag{
 		{name: "allow-host", form: "HOST[:PORT]", parse: parseAllowHost,
 			help: "let the machine speak HTTP and HTTPS to a host (name, *.name or address), may be given several times"},
+		{name: "ssh-allow-host", form: "HOST[:PORT]", parse: parseSSHAllowHost,
+			help: "let the machine run commands on a host over SSH (no shell, no forwarding), may be given several times"},
 		{name: "tcp-map", form: mapForm, parse: parseMapRule},
 	},
 }
 
 // parseAllowHost makes a rule of HOST[:PORT].
 func parseAllowHost(text string) (map[string][]string, error) {
+	return hostRule("--allow-host ", text)
+}
+
+// parseSSHAllowHost makes a rule of HOST[:PORT] that is about SSH.
+func parseSSHAllowHost(text string) (map[string][]string, error) {
+	rule, err := hostRule("--ssh-allow-host ", text)
+	if err == nil {
+		rule["ssh.commands"] = []string{"**"}
+	}
+	return rule, err
+}
+
+func hostRule(flag, text string) (map[string][]string, error) {
 	host, port := text, ""
 	if h, p, err := net.SplitHostPort(text); err == nil {
 		host, port = h, p
@@ -109,7 +124,7 @@ func parseAllowHost(text string) (map[string][]string, error) {
 	case host == "":
 		return nil, fmt.Errorf("%s names no host", quote(text))
 	}
-	rule := map[string][]string{"name": {"--allow-host " + shortened(text)}, "action": {string(policy.ActionAllow)}, "hosts": {strings.Trim(host, "[]")}}
+	rule := map[string][]string{"name": {flag + shortened(text)}, "action": {string(policy.ActionAllow)}, "hosts": {strings.Trim(host, "[]")}}
 	if port != "" {
 		rule["ports"] = []string{port}
 	}

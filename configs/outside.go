@@ -106,7 +106,7 @@ func Flags() *pflag.FlagSet {
 		if k.flag == "" {
 			continue
 		}
-		f := set.VarPF(&flagText{kind: k.kind, many: k.kind == kindVars}, k.flag, "", k.help)
+		f := set.VarPF(&flagText{kind: k.kind, many: k.kind == kindVars || k.kind == kindPaths}, k.flag, "", k.help)
 		f.NoOptDefVal = k.alone
 		if k.kind == kindBool {
 			f.NoOptDefVal = "true"

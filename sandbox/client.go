@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -15,7 +15,43 @@ import (
 	"github.com/gondolin-go/gondolin/guest/wire"
 )
 
-func (s *Session) setMux(mux *yamux.Session) {
+// client is the half of a session that speaks to its guest: the same for the process that
+// holds the machine (Session) and for one that is attached to it (Attached).
+type client struct {
+	id     string
+	log    *slog.Logger
+	remote bool // another process holds the session
+	// terms are what requests are completed with, and note a circumstance on the host that
+	// explains what fails in the guest, or "".
+	terms func() terms
+	note  func() string
+
+	life    context.Context // ends when the session closes
+	cancel  context.CancelFunc
+	workers sync.WaitGroup // goroutines that end with life
+
+	mu       sync.Mutex
+	mux      *yamux.Session // nil while the connection is lost
+	muxReady chan struct{}  // closed when mux is set
+	reason   string         // why it closed
+	lastUsed time.Time
+	active   int // calls under way
+	running  int // attached processes
+}
+
+// terms are a session's defaults for what a request leaves open.
+type terms struct {
+	dir, user string
+	env       []map[string]string // a later one wins
+}
+
+// init makes the client of a session whose life does not end with ctx.
+func (s *client) init(ctx context.Context, id string, log *slog.Logger) {
+	s.id, s.log, s.lastUsed, s.muxReady = id, log, time.Now(), make(chan struct{})
+	s.life, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+}
+
+func (s *client) setMux(mux *yamux.Session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mux = mux
@@ -23,7 +59,7 @@ func (s *Session) setMux(mux *yamux.Session) {
 }
 
 // drop forgets a connection that broke, so that the next one is waited for.
-func (s *Session) drop(mux *yamux.Session) {
+func (s *client) drop(mux *yamux.Session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mux == mux {
@@ -31,24 +67,8 @@ func (s *Session) drop(mux *yamux.Session) {
 	}
 }
 
-// reconnect opens the control port anew; only watch calls it.
-func (s *Session) reconnect() (*yamux.Session, error) {
-	conn, err := s.connect(s.life, s.vm, settleTimeout, true)
-	if err != nil {
-		return nil, err
-	}
-	mux, err := wire.Client(conn)
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	s.log.Info("connection to the guest taken up again")
-	s.setMux(mux)
-	return mux, nil
-}
-
 // open opens a stream to the guest, waiting for the connection while it is lost.
-func (s *Session) open(ctx context.Context) (*yamux.Stream, error) {
+func (s *client) open(ctx context.Context) (*yamux.Stream, error) {
 	for {
 		s.mu.Lock()
 		mux, ready := s.mux, s.muxReady
@@ -76,7 +96,7 @@ func (s *Session) open(ctx context.Context) (*yamux.Stream, error) {
 	}
 }
 
-func (s *Session) closedError() error {
+func (s *client) closedError() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return fmt.Errorf("session %s has ended: %s: %w", s.id, s.reason, ErrClosed)
@@ -85,7 +105,7 @@ func (s *Session) closedError() error {
 // request opens a stream, sends a request and reads the first reply into reply,
 // which may be nil. When ctx ends, request returns at once, whatever the guest
 // does, and the stream closes.
-func (s *Session) request(ctx context.Context, op wire.Op, path string, body, reply any) (*stream, error) {
+func (s *client) request(ctx context.Context, op wire.Op, path string, body, reply any) (*stream, error) {
 	var st *stream
 	var err error
 	answered := make(chan struct{})
@@ -106,7 +126,7 @@ func (s *Session) request(ctx context.Context, op wire.Op, path string, body, re
 	}
 }
 
-func (s *Session) exchange(ctx context.Context, op wire.Op, path string, body, reply any) (*stream, error) {
+func (s *client) exchange(ctx context.Context, op wire.Op, path string, body, reply any) (*stream, error) {
 	conn, err := s.open(ctx)
 	if err != nil {
 		return nil, err
@@ -127,8 +147,22 @@ func (s *Session) exchange(ctx context.Context, op wire.Op, path string, body, r
 	return st, nil
 }
 
+// use counts a call; the returned function ends it.
+func (s *client) use() func() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.active++
+	s.lastUsed = time.Now()
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.active--
+		s.lastUsed = time.Now()
+	}
+}
+
 // call makes a request that has one reply.
-func (s *Session) call(ctx context.Context, op wire.Op, path string, body, reply any) error {
+func (s *client) call(ctx context.Context, op wire.Op, path string, body, reply any) error {
 	defer s.use()()
 	st, err := s.request(ctx, op, path, body, reply)
 	if err != nil {
@@ -140,7 +174,7 @@ func (s *Session) call(ctx context.Context, op wire.Op, path string, body, reply
 // stream is an open request.
 type stream struct {
 	*yamux.Stream
-	session *Session
+	session *client
 	ctx     context.Context
 	op      wire.Op
 	path    string
@@ -215,6 +249,9 @@ func (st *stream) failUnlessEOF(err error) error {
 	return st.fail(err)
 }
 
+// OpStarting is FileError.Op of a command that could not be started.
+const OpStarting = "starting"
+
 // guestError turns what the guest reports into this package's errors.
 func (st *stream) guestError(e *wire.Error) error {
 	path, msg, errno := printable(e.Path), printable(e.Msg), printable(e.Errno)
@@ -231,25 +268,12 @@ func (st *stream) guestError(e *wire.Error) error {
 	case wire.CodeLimit:
 		return fmt.Errorf("%s: %s: %w", st.op, msg, ErrLimit)
 	case wire.CodeSpawn:
-		return &FileError{Op: "starting", Path: path, Errno: errno, Msg: msg}
+		return &FileError{Op: OpStarting, Path: path, Errno: errno, Msg: msg}
 	}
 	if errno == "EIO" || errno == "ENOSPC" || errno == "EROFS" {
-		if note := st.session.diskNote(); note != "" {
+		if note := st.session.note(); note != "" {
 			msg += " (" + note + ")"
 		}
 	}
 	return &FileError{Op: string(st.op), Path: path, Errno: errno, Msg: msg}
-}
-
-// diskNote names a failure of the host's disk, which the guest sees as one of its own.
-func (s *Session) diskNote() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch s.diskError {
-	case "":
-		return ""
-	case syscall.ENOSPC.Error(), "No space left on device":
-		return "the host's disk under " + s.host.opts.CacheDir + " is full: make room there"
-	}
-	return "the session's disk under " + s.host.opts.CacheDir + " failed on the host: " + s.diskError
 }

@@ -24,6 +24,7 @@ const (
 	// process's memory: a host needs one for each image and size of its sessions.
 	keptTemplates   = 4
 	loadedTemplates = 2
+	templatesName   = "templates" // their directory in the cache
 	// retryBuild is how long a template that could not be built is not tried again.
 	retryBuild = 10 * time.Minute
 )
@@ -31,6 +32,7 @@ const (
 // cloner makes the templates of a host and remembers those in use.
 type cloner struct {
 	store *template.Store // nil: this host boots every session
+	first bool            // see HostOptions.TemplateFirst
 	log   *slog.Logger
 
 	mu     sync.Mutex
@@ -43,16 +45,16 @@ type slot struct {
 	t        *template.Template // loaded; nil: not
 	used     time.Time
 	loading  chan struct{} // closed when it has been looked for on disk
-	building bool
+	building chan struct{} // closed when it is built, or could not be; nil: nobody does
 	failed   time.Time
 }
 
 func newCloner(o HostOptions) (*cloner, error) {
-	c := &cloner{slots: map[string]*slot{}, log: o.Logger}
+	c := &cloner{slots: map[string]*slot{}, log: o.Logger, first: o.TemplateFirst}
 	if o.NoTemplates {
 		return c, nil
 	}
-	store, err := template.New(filepath.Join(o.CacheDir, "templates"), keptTemplates, o.Logger)
+	store, err := template.New(filepath.Join(o.CacheDir, templatesName), keptTemplates, o.Logger)
 	if errors.Is(err, template.ErrUnsupported) {
 		return c, nil
 	}
@@ -103,13 +105,13 @@ func (c *cloner) get(ctx context.Context, key string, build func() (*template.Te
 		}
 	}
 	if sl.t == nil {
-		if sl.building || time.Since(sl.failed) < retryBuild {
-			return nil
+		if sl.building == nil && time.Since(sl.failed) >= retryBuild && !c.loadLocked(ctx, key, sl) && ctx.Err() == nil {
+			c.buildLocked(sl, build)
 		}
-		if !c.loadLocked(ctx, key, sl) {
-			if ctx.Err() == nil {
-				c.buildLocked(sl, build)
-			}
+		if c.first {
+			c.waitLocked(ctx, sl)
+		}
+		if sl.t == nil {
 			return nil
 		}
 	}
@@ -132,13 +134,27 @@ func (c *cloner) loadLocked(ctx context.Context, key string, sl *slot) bool {
 	return true
 }
 
+// waitLocked waits until nobody builds the slot's template, without the lock meanwhile.
+func (c *cloner) waitLocked(ctx context.Context, sl *slot) {
+	for sl.building != nil && ctx.Err() == nil {
+		building := sl.building
+		c.mu.Unlock()
+		select {
+		case <-building:
+		case <-ctx.Done():
+		}
+		c.mu.Lock()
+	}
+}
+
 func (c *cloner) buildLocked(sl *slot, build func() (*template.Template, error)) {
-	sl.building = true
+	sl.building = make(chan struct{})
 	c.builds.Go(func() {
 		t, err := build()
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		sl.building = false
+		close(sl.building)
+		sl.building = nil
 		if err != nil {
 			sl.failed = time.Now()
 			return

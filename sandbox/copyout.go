@@ -25,7 +25,7 @@ const maxCopyEntries = 2_000_000
 // resolved beneath dir and cannot leave it, also not through a link that the
 // copy itself made. A link that points out of dir, a device and a set-user-id
 // bit do not arrive. What exists is replaced file by file.
-func (s *Session) CopyOut(ctx context.Context, path, dir string, maxBytes int64) error {
+func (s *client) CopyOut(ctx context.Context, path, dir string, maxBytes int64) error {
 	defer s.use()()
 	path = s.resolve(path)
 	root, err := os.OpenRoot(dir)

@@ -22,6 +22,10 @@ var (
 	ErrNoMatch = errors.New("no unique match")
 	// ErrNoJob: no running or retained process has this id.
 	ErrNoJob = errors.New("no such process")
+	// ErrDetached: Process.Detach left the process running.
+	ErrDetached = errors.New("detached")
+	// ErrUnknown: no session answers to this name, or more than one.
+	ErrUnknown = errors.New("unknown session")
 	// ErrInvalid: an argument is wrong; the message says which and how to mend it.
 	ErrInvalid = errors.New("invalid argument")
 )

@@ -23,17 +23,20 @@ const (
 
 // Process is a command that was started and is being watched.
 type Process struct {
-	session *Session
+	session *client
 	id      uint64
 	cmd     Command
 	ctx     context.Context
+	from    int64         // position of the first byte of output that is watched
+	left    chan struct{} // closed by Detach
+	leaving sync.Once
 	done    chan struct{}
 	exit    Exit
 	err     error
 }
 
 // Run starts a command and waits for it.
-func (s *Session) Run(ctx context.Context, cmd Command) (Exit, error) {
+func (s *client) Run(ctx context.Context, cmd Command) (Exit, error) {
 	p, err := s.Start(ctx, cmd)
 	if err != nil {
 		return Exit{}, err
@@ -42,7 +45,7 @@ func (s *Session) Run(ctx context.Context, cmd Command) (Exit, error) {
 }
 
 // Start starts a command. It is watched, and released when it has ended, whether Wait is called or not.
-func (s *Session) Start(ctx context.Context, cmd Command) (*Process, error) {
+func (s *client) Start(ctx context.Context, cmd Command) (*Process, error) {
 	req, err := s.startRequest(&cmd)
 	if err != nil {
 		return nil, err
@@ -59,7 +62,35 @@ func (s *Session) Start(ctx context.Context, cmd Command) (*Process, error) {
 		release()
 		return nil, err
 	}
-	p := &Process{session: s, id: id, cmd: cmd, ctx: ctx, done: make(chan struct{})}
+	return s.follow(ctx, &Process{session: s, id: id, cmd: cmd}, st, release)
+}
+
+// Rejoin watches a process that was started with Retain and that nobody watches, from the
+// oldest output on that is kept. Of cmd only reader, writers and Grace count; ctx governs the
+// process from now on.
+func (s *client) Rejoin(ctx context.Context, id string, cmd Command) (*Process, error) {
+	n, err := jobID(id)
+	if err != nil {
+		return nil, err
+	}
+	if cmd.Grace <= 0 {
+		cmd.Grace = defaultGrace
+	}
+	release := s.use()
+	var at wire.Started
+	// The stream outlives ctx, as that of Start does.
+	st, err := s.request(s.life, wire.OpAttach, "", wire.Attach{ID: n}, &at)
+	if err != nil {
+		release()
+		return nil, err
+	}
+	cmd.Retain = true
+	return s.follow(ctx, &Process{session: s, id: n, cmd: cmd, from: at.Offset}, st, release)
+}
+
+// follow begins to watch a process on its stream; release is called when that is over.
+func (s *client) follow(ctx context.Context, p *Process, st *stream, release func()) (*Process, error) {
+	p.ctx, p.left, p.done = ctx, make(chan struct{}), make(chan struct{})
 	s.countRunning(1)
 	finish := func() {
 		s.countRunning(-1)
@@ -80,7 +111,7 @@ func (s *Session) Start(ctx context.Context, cmd Command) (*Process, error) {
 // startProcess asks the guest for a process. The stream outlives ctx, since the
 // guest still reports how the process ended; when ctx ends before the guest has
 // answered, the process is ended as soon as it does.
-func (s *Session) startProcess(ctx context.Context, req *wire.Start) (*stream, uint64, error) {
+func (s *client) startProcess(ctx context.Context, req *wire.Start) (*stream, uint64, error) {
 	var started wire.Started
 	var st *stream
 	var err error
@@ -109,7 +140,7 @@ func (s *Session) startProcess(ctx context.Context, req *wire.Start) (*stream, u
 
 // work runs f in a goroutine that the end of the session waits for; false when
 // the session is ending already.
-func (s *Session) work(f func()) bool {
+func (s *client) work(f func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.reason != "" {
@@ -119,14 +150,14 @@ func (s *Session) work(f func()) bool {
 	return true
 }
 
-func (s *Session) countRunning(n int) {
+func (s *client) countRunning(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.running += n
 }
 
 // startRequest checks a command and adds the session's defaults.
-func (s *Session) startRequest(cmd *Command) (*wire.Start, error) {
+func (s *client) startRequest(cmd *Command) (*wire.Start, error) {
 	if (len(cmd.Argv) == 0) == (cmd.Shell == "") {
 		return nil, fmt.Errorf("command: give exactly one of argv and shell: %w", ErrInvalid)
 	}
@@ -142,7 +173,7 @@ func (s *Session) startRequest(cmd *Command) (*wire.Start, error) {
 		req.TimeoutMS = 1
 	}
 	if req.User == "" {
-		req.User = s.opts.User
+		req.User = s.terms().user
 	}
 	if cmd.TTY != nil {
 		req.TTY = &wire.Size{Rows: cmd.TTY.Rows, Cols: cmd.TTY.Cols}
@@ -153,23 +184,23 @@ func (s *Session) startRequest(cmd *Command) (*wire.Start, error) {
 // resolve makes a guest path absolute below the session's default directory.
 // An empty path is that directory; where the session has none, it stays empty
 // and the guest takes the user's home.
-func (s *Session) resolve(p string) string {
+func (s *client) resolve(p string) string {
 	if p != "" && !path.IsAbs(p) {
-		base := s.opts.Dir
+		base := s.terms().dir
 		if base == "" {
 			base = "/root"
 		}
 		return path.Join(base, p)
 	}
 	if p == "" {
-		return s.opts.Dir
+		return s.terms().dir
 	}
 	return p
 }
 
-func (s *Session) environ(extra map[string]string) []string {
+func (s *client) environ(extra map[string]string) []string {
 	merged := map[string]string{}
-	for _, env := range []map[string]string{s.opts.Image.Env, s.opts.Env, s.placeholders, extra} {
+	for _, env := range append(s.terms().env, extra) {
 		for k, v := range env {
 			merged[k] = v
 		}
@@ -204,6 +235,31 @@ func (p *Process) Resize(ctx context.Context, size TTYSize) error {
 	return p.session.call(ctx, wire.OpResize, "", wire.Resize{ID: p.id, Size: wire.Size{Rows: size.Rows, Cols: size.Cols}}, nil)
 }
 
+// Detach stops watching the process, which goes on: Wait returns ErrDetached, and Rejoin
+// takes it up again. It must have been started with Retain. What it writes meanwhile is kept up
+// to Command.SpoolBytes; then it waits for a reader.
+func (p *Process) Detach(ctx context.Context) error {
+	if !p.cmd.Retain {
+		return fmt.Errorf("detaching from process %d: it was not started with Retain: %w", p.id, ErrInvalid)
+	}
+	if p.session.remote {
+		if err := p.session.call(ctx, wire.OpDetach, "", wire.ProcessRef{ID: p.id}, nil); err != nil {
+			return err
+		}
+	}
+	p.leaving.Do(func() { close(p.left) })
+	return nil
+}
+
+func (p *Process) wasLeft() bool {
+	select {
+	case <-p.left:
+		return true
+	default:
+		return false
+	}
+}
+
 // follow moves the process's input and output until it has ended.
 func (p *Process) follow(st *stream) {
 	began := time.Now()
@@ -216,7 +272,7 @@ func (p *Process) follow(st *stream) {
 		// It may be stuck in Read of a reader that is not ours, so nothing waits for it.
 		go p.feed(life)
 	}
-	out := &outputs{p: p}
+	out := &outputs{p: p, pos: p.from, acked: p.from}
 	for p.err == nil {
 		stop := context.AfterFunc(patience, st.abort)
 		err := out.copy(st)
@@ -224,6 +280,10 @@ func (p *Process) follow(st *stream) {
 		connected := !st.Session().IsClosed()
 		st.Close()
 		if err == nil {
+			break
+		}
+		if p.wasLeft() {
+			p.err = ErrDetached
 			break
 		}
 		st, p.err = p.resume(life, patience, err, connected, out.pos)
@@ -235,7 +295,7 @@ func (p *Process) follow(st *stream) {
 		p.exit.Duration = time.Since(began)
 	}
 	if p.exit.Code != 0 && p.exit.Note == "" {
-		p.exit.Note = p.session.diskNote()
+		p.exit.Note = p.session.note()
 	}
 	switch {
 	case out.failed != nil:
@@ -258,6 +318,7 @@ func (p *Process) watch(life context.Context, abandon func()) {
 	case <-life.Done():
 		return
 	case <-late:
+	case <-p.left:
 	case <-p.ctx.Done():
 		ctx, done := context.WithTimeout(life, p.cmd.Grace+answerSlack)
 		defer done()

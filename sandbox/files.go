@@ -24,7 +24,7 @@ const (
 // Open reads a guest file from offset on, at most limit bytes, or to its end
 // when limit is 0. The caller closes the reader. Relative paths begin at the
 // session's working directory, here and everywhere.
-func (s *Session) Open(ctx context.Context, path string, offset, limit int64) (io.ReadCloser, FileInfo, error) {
+func (s *client) Open(ctx context.Context, path string, offset, limit int64) (io.ReadCloser, FileInfo, error) {
 	if offset < 0 || limit < 0 {
 		return nil, FileInfo{}, fmt.Errorf("reading %s: offset %d and limit %d must not be negative: %w", path, offset, limit, ErrInvalid)
 	}
@@ -78,16 +78,16 @@ func infoOf(f *wire.FileInfo) FileInfo {
 }
 
 // Stat describes a file, following links.
-func (s *Session) Stat(ctx context.Context, path string) (FileInfo, error) {
+func (s *client) Stat(ctx context.Context, path string) (FileInfo, error) {
 	return s.stat(ctx, path, false)
 }
 
 // Lstat describes a file; a link is described itself.
-func (s *Session) Lstat(ctx context.Context, path string) (FileInfo, error) {
+func (s *client) Lstat(ctx context.Context, path string) (FileInfo, error) {
 	return s.stat(ctx, path, true)
 }
 
-func (s *Session) stat(ctx context.Context, path string, nofollow bool) (FileInfo, error) {
+func (s *client) stat(ctx context.Context, path string, nofollow bool) (FileInfo, error) {
 	path = s.resolve(path)
 	var info wire.FileInfo
 	if err := s.call(ctx, wire.OpStat, path, wire.Path{Path: path, NoFollow: nofollow}, &info); err != nil {
@@ -97,26 +97,26 @@ func (s *Session) stat(ctx context.Context, path string, nofollow bool) (FileInf
 }
 
 // Mkdir makes a directory, with its missing parents if asked to.
-func (s *Session) Mkdir(ctx context.Context, path string, mode uint32, parents bool) error {
+func (s *client) Mkdir(ctx context.Context, path string, mode uint32, parents bool) error {
 	path = s.resolve(path)
-	return s.call(ctx, wire.OpMkdir, path, wire.Path{Path: path, Mode: &mode, Recursive: parents, User: s.opts.User}, nil)
+	return s.call(ctx, wire.OpMkdir, path, wire.Path{Path: path, Mode: &mode, Recursive: parents, User: s.terms().user}, nil)
 }
 
 // Rename moves a file within a file system. An existing target is replaced only
 // if asked to.
-func (s *Session) Rename(ctx context.Context, from, to string, replace bool) error {
+func (s *client) Rename(ctx context.Context, from, to string, replace bool) error {
 	from, to = s.resolve(from), s.resolve(to)
 	return s.call(ctx, wire.OpRename, from, wire.Rename{From: from, To: to, Replace: replace}, nil)
 }
 
 // Remove removes a file or an empty directory, or a whole tree.
-func (s *Session) Remove(ctx context.Context, path string, recursive bool) error {
+func (s *client) Remove(ctx context.Context, path string, recursive bool) error {
 	path = s.resolve(path)
 	return s.call(ctx, wire.OpRemove, path, wire.Path{Path: path, Recursive: recursive}, nil)
 }
 
 // ReadDir lists a directory in the file system's order, at most limit entries (10000 when limit is 0).
-func (s *Session) ReadDir(ctx context.Context, path string, limit int) ([]FileInfo, bool, error) {
+func (s *client) ReadDir(ctx context.Context, path string, limit int) ([]FileInfo, bool, error) {
 	path = s.resolve(path)
 	limit = limitOf(limit, maxResults)
 	list, truncated, err := query[wire.FileInfo](ctx, s, wire.OpReadDir, path, wire.Path{Path: path, Limit: limit}, limit)
@@ -145,7 +145,7 @@ func limitOf(n, def int) int {
 }
 
 // query makes a request whose answer is a list of at most limit items.
-func query[T any](ctx context.Context, s *Session, op wire.Op, path string, body any, limit int) ([]T, bool, error) {
+func query[T any](ctx context.Context, s *client, op wire.Op, path string, body any, limit int) ([]T, bool, error) {
 	defer s.use()()
 	st, err := s.request(ctx, op, path, body, nil)
 	if err != nil {
@@ -176,13 +176,13 @@ func query[T any](ctx context.Context, s *Session, op wire.Op, path string, body
 }
 
 // Glob returns the files below a root whose relative path matches a pattern.
-func (s *Session) Glob(ctx context.Context, o GlobOptions) ([]FileInfo, bool, error) {
+func (s *client) Glob(ctx context.Context, o GlobOptions) ([]FileInfo, bool, error) {
 	root, limit := s.searchRoot(o.Root), limitOf(o.Limit, 1000)
 	list, truncated, err := query[wire.FileInfo](ctx, s, wire.OpGlob, root, wire.Glob{Root: root, Pattern: o.Pattern, Limit: limit}, limit)
 	return infosOf(list), truncated, err
 }
 
-func (s *Session) searchRoot(root string) string {
+func (s *client) searchRoot(root string) string {
 	if root = s.resolve(root); root == "" {
 		return "/root"
 	}
@@ -191,7 +191,7 @@ func (s *Session) searchRoot(root string) string {
 
 // Grep returns the lines below a root that match a regular expression. Files
 // that hold a NUL byte near their begin are left out.
-func (s *Session) Grep(ctx context.Context, o GrepOptions) ([]GrepMatch, bool, error) {
+func (s *client) Grep(ctx context.Context, o GrepOptions) ([]GrepMatch, bool, error) {
 	if o.Pattern == "" {
 		return nil, false, fmt.Errorf("grep: the pattern is empty: %w", ErrInvalid)
 	}
@@ -212,7 +212,7 @@ func (s *Session) Grep(ctx context.Context, o GrepOptions) ([]GrepMatch, bool, e
 
 // ReadLines reads count lines from line first on (from 1), at most maxBytes of
 // text. The whole file is read, for its number of lines and digest.
-func (s *Session) ReadLines(ctx context.Context, path string, first, count, maxBytes int) (Lines, error) {
+func (s *client) ReadLines(ctx context.Context, path string, first, count, maxBytes int) (Lines, error) {
 	if first < 1 || count < 1 || maxBytes < 1 {
 		return Lines{}, fmt.Errorf("reading lines of %s: first line, count and bytes must be at least 1: %w", path, ErrInvalid)
 	}
@@ -286,7 +286,7 @@ func (l *Lines) scan(r *bufio.Reader, count, maxBytes int) error {
 // EditFile replaces old by new in a text file: the one occurrence, or each if
 // all is set. The file is replaced only if it has not changed meanwhile and, if
 // ifSHA256 is given, has that digest. Files above 32 MiB are refused.
-func (s *Session) EditFile(ctx context.Context, path, old, new string, all bool, ifSHA256 string) (EditResult, error) {
+func (s *client) EditFile(ctx context.Context, path, old, new string, all bool, ifSHA256 string) (EditResult, error) {
 	switch {
 	case old == "":
 		return EditResult{}, fmt.Errorf("editing %s: the text to replace is empty: %w", path, ErrInvalid)

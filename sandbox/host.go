@@ -39,7 +39,13 @@ type HostOptions struct {
 	BootTimeout time.Duration // from start to the guest's announcement
 	Pool        Pool          // sessions kept ready
 	NoTemplates bool          // boot every session instead of cloning a template
-	Logger      *slog.Logger  // default: discard
+	// TemplateFirst builds a template that is missing before a session instead of beside it:
+	// for a process that makes one session, and would end before the template is done.
+	TemplateFirst bool
+	// Register lets other programs of the user list and attach to the sessions (List,
+	// Attach), and is what they call this process, such as "serve". Empty: they cannot.
+	Register string
+	Logger   *slog.Logger // default: discard
 }
 
 // Host creates sessions and owns what they share.
@@ -164,6 +170,9 @@ func (h *Host) Create(ctx context.Context, o Options) (*Session, error) {
 		s.work(s.watch)
 		if err = s.attachNetwork(ctx); err == nil {
 			err = s.attachMounts(ctx)
+		}
+		if err == nil && h.opts.Register != "" {
+			err = s.register()
 		}
 		if err != nil {
 			s.end("its network or its mounts did not come up: " + firstLine(err.Error()))

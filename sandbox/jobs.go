@@ -20,7 +20,7 @@ const inputPatience = 10 * time.Second
 // signalled, or the session closes; ctx governs the start only. Its newest
 // output is kept (Command.SpoolBytes) and older output dropped, so that a job
 // never waits for a reader. Stdin and the writers of the command must be nil.
-func (s *Session) StartJob(ctx context.Context, cmd Command) (Job, error) {
+func (s *client) StartJob(ctx context.Context, cmd Command) (Job, error) {
 	if cmd.Stdin != nil || cmd.Stdout != nil || cmd.Stderr != nil {
 		return Job{}, fmt.Errorf("a background command takes no reader or writers; use Input and Output: %w", ErrInvalid)
 	}
@@ -38,7 +38,7 @@ func (s *Session) StartJob(ctx context.Context, cmd Command) (Job, error) {
 }
 
 // Jobs returns the processes that run and those that are retained.
-func (s *Session) Jobs(ctx context.Context) ([]Job, error) {
+func (s *client) Jobs(ctx context.Context) ([]Job, error) {
 	var reply wire.Jobs
 	if err := s.call(ctx, wire.OpJobs, "", nil, &reply); err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func (s *Session) Jobs(ctx context.Context) ([]Job, error) {
 }
 
 // Job returns one process.
-func (s *Session) Job(ctx context.Context, id string) (Job, error) {
+func (s *client) Job(ctx context.Context, id string) (Job, error) {
 	jobs, err := s.Jobs(ctx)
 	if err != nil {
 		return Job{}, err
@@ -86,7 +86,7 @@ func jobID(id string) (uint64, error) {
 
 // Output returns up to limit bytes of a process's output from offset on, and
 // waits up to wait for some to come. A negative offset means the newest output.
-func (s *Session) Output(ctx context.Context, id string, offset int64, limit int, wait time.Duration) (OutputChunk, error) {
+func (s *client) Output(ctx context.Context, id string, offset int64, limit int, wait time.Duration) (OutputChunk, error) {
 	n, err := jobID(id)
 	if err != nil {
 		return OutputChunk{}, err
@@ -110,7 +110,7 @@ func (s *Session) Output(ctx context.Context, id string, offset int64, limit int
 // Input writes to a process's standard input, which must have been left open
 // (Command.KeepStdin), and closes it after that if eof is set. It fails when
 // the process does not read for 10 s.
-func (s *Session) Input(ctx context.Context, id string, data []byte, eof bool) error {
+func (s *client) Input(ctx context.Context, id string, data []byte, eof bool) error {
 	n, err := jobID(id)
 	if err != nil {
 		return err
@@ -126,7 +126,7 @@ func (s *Session) Input(ctx context.Context, id string, data []byte, eof bool) e
 
 // Signal sends a signal, such as "INT" or "9", to the group of a process. KILL
 // goes to everything that the process started.
-func (s *Session) Signal(ctx context.Context, id, name string) error {
+func (s *client) Signal(ctx context.Context, id, name string) error {
 	n, err := jobID(id)
 	if err != nil {
 		return err
@@ -135,7 +135,7 @@ func (s *Session) Signal(ctx context.Context, id, name string) error {
 }
 
 // Release forgets a process and its output. One that runs goes on unwatched.
-func (s *Session) Release(ctx context.Context, id string) error {
+func (s *client) Release(ctx context.Context, id string) error {
 	n, err := jobID(id)
 	if err != nil {
 		return err

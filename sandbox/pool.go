@@ -48,7 +48,7 @@ func (p *pool) want(o Options) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.like == nil || !alike(*p.like, o) {
-		o.Label, o.Dir, o.Mounts, o.Denials, o.Network = "", "/", nil, nil, nil
+		o.Label, o.Dir, o.Mounts, o.Denials, o.Network, o.Visited = "", "/", nil, nil, nil, nil
 		p.like = &o
 	}
 	p.kick()
@@ -64,8 +64,8 @@ func (p *pool) kick() {
 // alike reports whether a session made for a can serve b.
 func alike(a, b Options) bool {
 	// These come when the session is taken; a machine does not know its directory.
-	a.Label, a.Dir, a.Mounts, a.Denials, a.Network = "", "", nil, nil, nil
-	b.Label, b.Dir, b.Mounts, b.Denials, b.Network = "", "", nil, nil, nil
+	a.Label, a.Dir, a.Mounts, a.Denials, a.Network, a.Visited = "", "", nil, nil, nil, nil
+	b.Label, b.Dir, b.Mounts, b.Denials, b.Network, b.Visited = "", "", nil, nil, nil, nil
 	return reflect.DeepEqual(a, b)
 }
 
@@ -193,7 +193,8 @@ func (h *Host) pooled(ctx context.Context, o Options) *Session {
 		if err == nil {
 			now := time.Now()
 			s.mu.Lock()
-			s.opts.Label, s.opts.Dir, s.opts.Mounts, s.opts.Network, s.created, s.lastUsed, s.origin = o.Label, o.Dir, o.Mounts, o.Network, now, now, OriginPooled
+			s.opts.Label, s.opts.Dir, s.opts.Mounts, s.opts.Network, s.opts.Visited = o.Label, o.Dir, o.Mounts, o.Network, o.Visited
+			s.created, s.lastUsed, s.origin = now, now, OriginPooled
 			if o.Denials != nil {
 				s.denials = o.Denials
 			}

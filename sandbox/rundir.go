@@ -70,24 +70,30 @@ func collectStale(base string, log *slog.Logger) {
 	}
 	for _, e := range entries {
 		path := filepath.Join(base, e.Name())
-		if err := collectOne(path, log); err != nil {
+		if _, err := collectOne(path, false, log); err != nil {
 			log.Warn("collecting what a dead session left", "dir", path, "err", err)
 		}
 	}
 }
 
-func collectOne(path string, log *slog.Logger) error {
-	if strings.HasPrefix(filepath.Base(path), youngPrefix) {
-		if st, err := os.Stat(path); err != nil || time.Since(st.ModTime()) < time.Minute {
-			return nil
-		}
+// collectOne removes one directory if it is a dead session's, or only says whether it is.
+func collectOne(path string, dry bool, log *slog.Logger) (dead bool, err error) {
+	st, err := os.Stat(path)
+	if err != nil || !st.IsDir() {
+		return false, nil // gone, or nothing of ours
+	}
+	if strings.HasPrefix(filepath.Base(path), youngPrefix) && time.Since(st.ModTime()) < time.Minute {
+		return false, nil
 	}
 	lock := flock.New(filepath.Join(path, lockName))
 	ok, err := lock.TryLock()
 	if err != nil || !ok {
-		return err
+		return false, err
 	}
 	defer lock.Close()
+	if dry {
+		return true, nil
+	}
 	if b, err := os.ReadFile(filepath.Join(path, pidName)); err == nil {
 		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && isQEMUOf(pid, filepath.Base(path)) {
 			log.Info("ending the QEMU of a dead session", "pid", pid)
@@ -97,7 +103,7 @@ func collectOne(path string, log *slog.Logger) error {
 		}
 	}
 	log.Info("removing what a dead session left", "dir", path)
-	return os.RemoveAll(path)
+	return true, os.RemoveAll(path)
 }
 
 // vmName is what a session's machine is called in its arguments.

@@ -5,24 +5,25 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
-	"log/slog"
+	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/yamux"
 
+	"github.com/gondolin-go/gondolin/guest/wire"
 	"github.com/gondolin-go/gondolin/netguard"
 	"github.com/gondolin-go/gondolin/sandbox/qemu"
 )
 
 // Session is one machine. Its methods may be called from any goroutine.
 type Session struct {
+	client
 	host      *Host
-	id        string
 	machineID [16]byte
 	dir       *runDir
 	opts      Options
-	log       *slog.Logger
 	created   time.Time
 
 	// Set before the session is handed out, then constant.
@@ -37,33 +38,31 @@ type Session struct {
 	guard        *netguard.Guard
 	placeholders map[string]string // variables with the placeholders of secrets
 
-	life    context.Context // ends when the session closes
-	cancel  context.CancelFunc
-	workers sync.WaitGroup // goroutines that end with life
-	ending  sync.Once
-	gone    chan struct{} // closed when nothing of the session is left
+	ending sync.Once
+	gone   chan struct{} // closed when nothing of the session is left
 
-	mu        sync.Mutex
-	mux       *yamux.Session // nil while the connection is lost
-	muxReady  chan struct{}  // closed when mux is set
-	reason    string         // why it closed
-	lastUsed  time.Time
-	active    int    // calls under way
-	running   int    // attached processes
-	diskError string // what the host said of a failed access to the scratch disk
+	diskError string // what the host said of a failed access to the scratch disk; under mu
 }
 
 func newSession(ctx context.Context, h *Host, id string, dir *runDir, o Options) *Session {
 	s := &Session{
-		host: h, id: id, dir: dir, opts: o, log: h.log.With("session", id),
-		origin: OriginBooted, created: time.Now(), lastUsed: time.Now(), muxReady: make(chan struct{}), gone: make(chan struct{}),
+		host: h, dir: dir, opts: o, origin: OriginBooted, created: time.Now(), gone: make(chan struct{}),
 	}
+	s.init(ctx, id, h.log.With("session", id))
+	s.terms, s.note = s.ownTerms, s.diskNote
 	if s.denials = o.Denials; s.denials == nil {
 		s.denials = &DenialLog{}
 	}
-	s.life, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	_, _ = rand.Read(s.machineID[:]) // cannot fail since Go 1.24
 	return s
+}
+
+// ownTerms are what the options and the network say. A pooled session gets them when it is taken.
+func (s *Session) ownTerms() terms {
+	return terms{
+		dir: s.opts.Dir, user: s.opts.User,
+		env: []map[string]string{s.opts.Image.Env, s.opts.Env, s.placeholders},
+	}
 }
 
 // ID names the session.
@@ -77,6 +76,10 @@ func (s *Session) Info() Info {
 		ID: s.id, Label: s.opts.Label, State: StateRunning, Reason: s.reason, Created: s.created, LastUsed: s.lastUsed,
 		Image: s.opts.Image.ID, Accelerator: string(s.accel), Root: s.opts.Root, Limits: s.opts.Limits,
 		Processes: s.running, Boot: s.boot, Origin: s.origin,
+		Dir: s.opts.Dir, User: s.opts.User, Holder: s.host.opts.Register, PID: os.Getpid(),
+	}
+	for _, m := range s.opts.Mounts {
+		i.Mounts = append(i.Mounts, m.Path)
 	}
 	if s.reason != "" {
 		i.State = StateClosed
@@ -169,6 +172,22 @@ func (s *Session) watch() {
 	}
 }
 
+// reconnect opens the control port anew; only watch calls it.
+func (s *Session) reconnect() (*yamux.Session, error) {
+	conn, err := s.connect(s.life, s.vm, settleTimeout, true)
+	if err != nil {
+		return nil, err
+	}
+	mux, err := wire.Client(conn)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	s.log.Info("connection to the guest taken up again")
+	s.setMux(mux)
+	return mux, nil
+}
+
 // cause says why a connection could not be taken up again. When the machine is
 // dying its own end is the reason, and shows a moment later.
 func (s *Session) cause(err error) error {
@@ -202,20 +221,6 @@ func (s *Session) idleLeft() time.Duration {
 	return time.Until(s.lastUsed.Add(s.opts.Limits.Idle))
 }
 
-// use counts a call; the returned function ends it.
-func (s *Session) use() func() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.active++
-	s.lastUsed = time.Now()
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.active--
-		s.lastUsed = time.Now()
-	}
-}
-
 // onEvent takes what QEMU reports of the machine.
 func (s *Session) onEvent(e qemu.Event) {
 	s.log.Debug("machine event", "event", e.Name)
@@ -233,4 +238,17 @@ func (s *Session) onEvent(e qemu.Event) {
 	if !known { // the guest can cause any number of them
 		s.log.Warn("the session's disk fails", "reason", data.Reason)
 	}
+}
+
+// diskNote names a failure of the host's disk, which the guest sees as one of its own.
+func (s *Session) diskNote() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch s.diskError {
+	case "":
+		return ""
+	case syscall.ENOSPC.Error(), "No space left on device":
+		return "the host's disk under " + s.host.opts.CacheDir + " is full: make room there"
+	}
+	return "the session's disk under " + s.host.opts.CacheDir + " failed on the host: " + s.diskError
 }

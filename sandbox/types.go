@@ -51,6 +51,11 @@ type Options struct {
 	Mounts   []Mount           // directories that the host serves
 	Denials  *DenialLog        // where Mounts note what they refuse; default: a new one
 	Network  *Network          // what the guest may reach; nil: nothing
+
+	// Visited is told of each command that an attached program is about to start (see
+	// Attach); an error refuses it. The function that it returns is called when the
+	// command has ended or was left running. Nil: nobody is told.
+	Visited func(Command) (ended func(Exit, error), err error)
 }
 
 // State is where a session is in its life.
@@ -78,6 +83,11 @@ type Info struct {
 	Processes   int // commands that run now
 	Boot        time.Duration
 	Origin      Origin
+	Dir         string   // where commands start; empty: the user's home
+	User        string   // whom commands run as
+	Mounts      []string // directories that the host serves
+	Holder      string   // HostOptions.Register of the process that holds it
+	PID         int      // of that process
 }
 
 // Origin says how a session's machine came to be.

@@ -14,7 +14,7 @@ import (
 // WriteFile writes r to a guest file; see WriteOptions. An error means that the
 // old content is still there (or, appending, that only a part was added); no
 // error means that the new content is.
-func (s *Session) WriteFile(ctx context.Context, path string, r io.Reader, o WriteOptions) (Written, error) {
+func (s *client) WriteFile(ctx context.Context, path string, r io.Reader, o WriteOptions) (Written, error) {
 	if o.Append && (o.IfSHA256 != "" || o.IfAbsent) {
 		return Written{}, fmt.Errorf("writing %s: a condition on the content goes with replacing it, not with appending: %w", path, ErrInvalid)
 	}
@@ -22,7 +22,7 @@ func (s *Session) WriteFile(ctx context.Context, path string, r io.Reader, o Wri
 	path = s.resolve(path)
 	user := o.User
 	if user == "" {
-		user = s.opts.User
+		user = s.terms().user
 	}
 	st, err := s.request(ctx, wire.OpWrite, path, wire.Write{
 		Path: path, Mode: o.Mode, Append: o.Append, Parents: o.Parents,
@@ -73,10 +73,10 @@ func send(st *stream, r io.Reader, data func(io.Writer, io.Reader) error, reply 
 
 // CopyIn copies a host file or tree into the guest directory dir, under its
 // own base name, owned by the session's user.
-func (s *Session) CopyIn(ctx context.Context, hostPath, dir string) error {
+func (s *client) CopyIn(ctx context.Context, hostPath, dir string) error {
 	defer s.use()()
 	dir = s.resolve(dir)
-	st, err := s.request(ctx, wire.OpUnpack, dir, wire.Unpack{Path: dir, User: s.opts.User}, nil)
+	st, err := s.request(ctx, wire.OpUnpack, dir, wire.Unpack{Path: dir, User: s.terms().user}, nil)
 	if err != nil {
 		return err
 	}

@@ -129,15 +129,7 @@ func (a *app) auditTail() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var last []audit.Record
-			var seq uint64
-			err = audit.Read(dir, session, func(r audit.Record) error {
-				seq = r.Seq
-				if last = append(last, r); len(last) > lines {
-					last = last[1:]
-				}
-				return nil
-			})
+			last, seq, err := lastRecords(dir, session, lines)
 			if err != nil {
 				return err
 			}
@@ -155,6 +147,18 @@ func (a *app) auditTail() *cobra.Command {
 	cmd.Flags().IntVarP(&lines, "lines", "n", 20, "how many records")
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is recorded later, until interrupted")
 	return cmd
+}
+
+// lastRecords are the last n records of a session, and the number of the very last.
+func lastRecords(dir, session string, n int) (last []audit.Record, seq uint64, err error) {
+	err = audit.Read(dir, session, func(r audit.Record) error {
+		seq = r.Seq
+		if last = append(last, r); len(last) > n {
+			last = last[1:]
+		}
+		return nil
+	})
+	return last, seq, err
 }
 
 // followRecord prints what comes after seq until ctx ends.

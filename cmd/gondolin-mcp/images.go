@@ -312,28 +312,32 @@ func imagesGC(open openStore) *cobra.Command {
 				return err
 			}
 			report, gerr := store.GC(cmd.Context(), policy)
-			out := cmd.OutOrStdout()
-			if asJSON {
-				return errors.Join(printJSON(out, report), gerr)
-			}
-			verb := "removed"
-			if policy.DryRun {
-				verb = "would remove"
-			}
-			for _, r := range report.Removed {
-				fmt.Fprintf(out, "%s %s %s (%s)\n", verb, r.Kind, r.Name, images.FormatBytes(r.Bytes))
-			}
-			for _, b := range report.Busy {
-				fmt.Fprintf(out, "in use: %s\n", b)
-			}
-			fmt.Fprintf(out, "%s %s in all\n", verb, images.FormatBytes(report.Bytes()))
-			return gerr
+			return errors.Join(printGC(cmd.OutOrStdout(), report, policy.DryRun, asJSON), gerr)
 		},
 	}
 	cmd.Flags().IntVar(&days, "keep-days", 0, "keep unnamed images and downloads that were used within so many days")
 	cmd.Flags().BoolVar(&policy.DryRun, "dry-run", false, "only say what would go")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// printGC prints what was, or would be, removed.
+func printGC(out io.Writer, report images.GCReport, dry, asJSON bool) error {
+	if asJSON {
+		return printJSON(out, report)
+	}
+	verb := "removed"
+	if dry {
+		verb = "would remove"
+	}
+	for _, r := range report.Removed {
+		fmt.Fprintf(out, "%s %s %s (%s)\n", verb, r.Kind, r.Name, images.FormatBytes(r.Bytes))
+	}
+	for _, b := range report.Busy {
+		fmt.Fprintf(out, "in use: %s\n", b)
+	}
+	_, err := fmt.Fprintf(out, "%s %s in all\n", verb, images.FormatBytes(report.Bytes()))
+	return err
 }
 
 func printJSON(w io.Writer, v any) error {

@@ -2,6 +2,11 @@
 // machine of its own: tools to run commands and to read and write files in it.
 //
 //	gondolin-mcp serve            speak MCP on standard input and output
+//	gondolin-mcp run -- CMD       run a command in a machine that is thrown away
+//	gondolin-mcp shell            open a shell in one
+//	gondolin-mcp list, inspect, logs, attach, exec, cp, kill
+//	                              what is done with sessions of any of these processes
+//	gondolin-mcp gc               remove what nobody needs any more
 //	gondolin-mcp images …         build and look after guest images
 //	gondolin-mcp config …         show, check and explain the configuration
 //	gondolin-mcp policy …         check and explain what machines may reach
@@ -18,7 +23,9 @@
 // sandboxes.go, which fits sandbox to what tools asks for, in mounts.go and roots.go,
 // which decide what of this machine's files a session sees, in network.go and record.go,
 // which make a session's network and record, in reload.go, which takes up changes of
-// the policy, and in keeper.go, which builds the default image when it is missing.
+// the policy, and in keeper.go, which builds the default image when it is missing. The
+// commands that work with sessions share front.go, which joins a command in a machine to this
+// program's terminal, and terminal.go.
 //
 // # Signals
 //
@@ -35,7 +42,10 @@
 // # Exit codes
 //
 // 0 is success, which the end of the input and a signal are to a server; 1 a
-// failure; 2 a mistake in the command line or the configuration.
+// failure; 2 a mistake in the command line or the configuration. run, shell, attach and exec
+// end with the command's own code, 128 and the signal's number when a signal ended it; 125 when
+// it is gondolin-mcp that failed, 126 when the command cannot be started, and 127 when there is
+// none of that name.
 package main
 
 import (
@@ -63,7 +73,28 @@ const (
 	exitOK = iota
 	exitFailure
 	exitUsage
+
+	exitNotRun      = 125 // of commands that run one: it is us who failed
+	exitNotStarted  = 126
+	exitNotFound    = 127
+	exitBySignal    = 128 // and the signal's number
+	exitInterrupted = exitBySignal + int(syscall.SIGINT)
 )
+
+// codeError ends the program with a code of its own; a nil error says nothing.
+type codeError struct {
+	error
+	code int
+}
+
+func (e codeError) Unwrap() error { return e.error }
+
+func (e codeError) Error() string {
+	if e.error == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.error.Error()
+}
 
 func run(ctx context.Context, args []string, stderr io.Writer) int {
 	root, app := newRoot(os.Environ())
@@ -79,11 +110,15 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 	if quiet := (quietError{}); errors.As(err, &quiet) {
 		return exitFailure
 	}
+	code := codeError{code: exitFailure}
+	if errors.As(err, &code) && code.error == nil {
+		return code.code
+	}
 	fmt.Fprintf(stderr, "gondolin-mcp: %s\n", strings.ReplaceAll(err.Error(), "\n", "\n  "))
 	var usage usageError
 	var config *configs.Error
 	if errors.As(err, &usage) || errors.As(err, &config) {
 		return exitUsage
 	}
-	return exitFailure
+	return code.code
 }

@@ -95,6 +95,20 @@ func (r *record) ended(cmd sandbox.Command, exit sandbox.Exit, err error) error 
 	return r.write(e)
 }
 
+// follow records a command before it runs; the function that it returns records the end. It is
+// what sandbox.Options.Visited asks for.
+func (r *record) follow(cmd sandbox.Command) (ended func(sandbox.Exit, error), err error) {
+	if err := r.runs(cmd); err != nil {
+		return nil, notRecorded(err)
+	}
+	return func(exit sandbox.Exit, err error) {
+		if errors.Is(err, sandbox.ErrDetached) {
+			return // it goes on, and its end is not recorded
+		}
+		_ = r.ended(cmd, exit, err) // a record that fails says so at the next command
+	}, nil
+}
+
 func commandLine(cmd sandbox.Command) string {
 	if cmd.Shell != "" {
 		return cmd.Shell

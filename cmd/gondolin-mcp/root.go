@@ -116,6 +116,17 @@ names as its workspace at /workspace; --workspace=DIR names another one, and
 			}
 			return c.ImageDir(), nil
 		}),
+		a.newRunCommand(),
+		a.newShellCommand(),
+		a.newListCommand(),
+		a.newAttachCommand(),
+		a.newExecCommand(),
+		a.newCpCommand(),
+		a.newLogsCommand(),
+		a.newInspectCommand(),
+		a.newKillCommand(),
+		a.newGCCommand(),
+		newManCommand(),
 		a.newConfigCommand(),
 		a.newDoctorCommand(),
 		a.newPolicyCommand(),

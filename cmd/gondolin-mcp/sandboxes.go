@@ -31,6 +31,8 @@ type sandboxes struct {
 	metrics  *metrics
 	ask      func(context.Context, tools.Question) (bool, error) // the human; nil: there is none
 	cwd      string                                              // for configs.WorkspaceCWD
+	program  string                                              // what the registry of sessions calls this process
+	once     bool                                                // it makes one session and ends with it
 	life     context.Context                                     // until close
 	end      context.CancelFunc
 	workers  sync.WaitGroup // one for each session, the preparation, a build
@@ -48,7 +50,7 @@ type sandboxes struct {
 var _ tools.Sandboxes = (*sandboxes)(nil)
 
 func newSandboxes(ctx context.Context, c *configs.Config, log *slog.Logger) *sandboxes {
-	b := &sandboxes{config: c, log: log, cwd: workingDirectory(), policies: newPolicies(c), open: map[string]*session{}}
+	b := &sandboxes{program: "serve", config: c, log: log, cwd: workingDirectory(), policies: newPolicies(c), open: map[string]*session{}}
 	b.metrics = newMetrics(b)
 	b.life, b.end = context.WithCancel(ctx)
 	b.images = &keeper{
@@ -105,7 +107,12 @@ func (b *sandboxes) theHost(ctx context.Context) (*sandbox.Host, error) {
 	if b.host != nil {
 		return b.host, nil
 	}
-	host, err := sandbox.NewHost(ctx, b.config.HostOptions(b.log))
+	o := b.config.HostOptions(b.log)
+	o.Register, o.TemplateFirst = b.program, b.once
+	if b.once {
+		o.Pool.Size = 0
+	}
+	host, err := sandbox.NewHost(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -115,6 +122,14 @@ func (b *sandboxes) theHost(ctx context.Context) (*sandbox.Host, error) {
 
 // Create makes a session with the configured options, as far as the agent did not ask for less.
 func (b *sandboxes) Create(ctx context.Context, o tools.SessionOptions) (tools.Session, error) {
+	s, err := b.create(ctx, o)
+	if err != nil {
+		return nil, err // and no interface that holds a nil
+	}
+	return s, nil
+}
+
+func (b *sandboxes) create(ctx context.Context, o tools.SessionOptions) (*session, error) {
 	opts := b.config.SessionOptions()
 	opts.Label = o.Label
 	var err error
@@ -142,7 +157,7 @@ func (b *sandboxes) Create(ctx context.Context, o tools.SessionOptions) (tools.S
 		release()
 		return nil, err
 	}
-	opts.Mounts, opts.Denials, opts.Network = files.mounts, files.denials, net.Network
+	opts.Mounts, opts.Denials, opts.Network, opts.Visited = files.mounts, files.denials, net.Network, net.record.follow
 	if opts.Dir == "" {
 		opts.Dir = files.dir
 	}

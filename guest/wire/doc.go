@@ -49,6 +49,20 @@
 // A frame is one byte of kind, a 32-bit big-endian length of at most MaxFrame,
 // and that many bytes.
 //
+// # Attaching
+//
+// The process that holds a session speaks the same protocol on a Unix socket, in the guest's
+// place, with other programs of its user:
+//
+//	holder  -> program  Announce   with the session's id
+//	program -> holder   Visit
+//	holder  -> program  Ready      or why it is refused
+//
+// The streams that follow are those of above, but for freshen, mount and trust, which are
+// the holder's. It completes start with the session's settings, takes up lost connections to the
+// guest by itself, and ends what was started on a connection when that ends (a detached process
+// and one that was left with OpDetach go on). It passes the rest on to the guest as it is.
+//
 // # Trust
 //
 // The host trusts nothing that arrives here: lengths are checked before memory

@@ -37,6 +37,15 @@ const (
 	OpUnpack  Op = "unpack"
 )
 
+// The operations that only a program attached to a session asks for, and that the process
+// that holds the session answers itself.
+const (
+	OpDescribe Op = "describe"
+	OpWatch    Op = "watch"  // the reply comes when the session ends
+	OpDetach   Op = "detach" // leave a process of this connection running; ProcessRef
+	OpEnd      Op = "end"
+)
+
 // Request begins a stream.
 type Request struct {
 	Op   Op              `cbor:"1,keyasint"`

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/gondolin-go/gondolin/configs"
+	"github.com/gondolin-go/gondolin/images"
+	"github.com/gondolin-go/gondolin/sandbox"
+	"github.com/gondolin-go/gondolin/tools"
+)
+
+const exitCodesHelp = `
+
+Exit code: the command's own, or 128 and the number of the signal that ended it; 125 when
+gondolin-mcp itself failed; 126 when the command cannot be started; 127 when there is none of
+that name; 2 for a mistake in the command line or the configuration.`
+
+// commandFlags are those of commands that run one in a machine.
+type commandFlags struct {
+	cwd  string
+	tty  bool
+	env  []string // of exec and attach; run and shell have the configuration's
+	user string
+}
+
+func (f *commandFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.cwd, "cwd", "", "working `directory` of the command in the machine")
+	cmd.Flags().BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal; Ctrl-] leaves it")
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return flagError(c, fmt.Errorf("%w (what belongs to the command goes after --)", err))
+	})
+}
+
+// command is what is to run; a shell for a person when nothing is named.
+func (f *commandFlags) command(args []string) (sandbox.Command, error) {
+	c := sandbox.Command{Argv: args, Dir: f.cwd, User: f.user}
+	if len(args) == 0 {
+		c.Shell = loginShell
+	}
+	for _, v := range f.env {
+		name, value, ok := strings.Cut(v, "=")
+		if !ok || name == "" {
+			return c, usageError{fmt.Errorf("--env %q: write NAME=VALUE", v)}
+		}
+		c.Env = withVariable(c.Env, name, value)
+	}
+	return c, nil
+}
+
+func (a *app) newRunCommand() *cobra.Command {
+	var f commandFlags
+	var name string
+	cmd := a.withFlags(&cobra.Command{
+		Use: "run [flags] -- COMMAND [ARGUMENT...]", Short: "Run a command in a machine of its own, which is then thrown away",
+		Long: `Run a command in a new machine and throw that away. Standard input, output and error are the
+command's, byte by byte; with --tty it gets a terminal. The machine reaches what --allow-host and
+the configuration say, and sees what --mount gives it; see also gondolin-mcp config.
+
+While it runs, the session is in gondolin-mcp list.` + exitCodesHelp,
+		Example: `  gondolin-mcp run -- uname -a
+  gondolin-mcp run --workspace=. -- make test
+  gondolin-mcp run --allow-host api.example.com --secret API_TOKEN@api.example.com -- ./client
+  tar c . | gondolin-mcp run -- tar t`,
+		Args: arguments(1, anyNumber),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.runOnce(cmd, &f, name, args, false)
+		},
+	})
+	f.add(cmd)
+	cmd.Flags().StringVar(&name, "name", "", "`name` of the session in lists and for attach")
+	return cmd
+}
+
+func (a *app) newShellCommand() *cobra.Command {
+	var f commandFlags
+	var name string
+	cmd := a.withFlags(&cobra.Command{
+		Use: "shell [flags] [SESSION]", Short: "Open a shell in a new machine, or in one that runs",
+		Long: `Open a shell in a new machine, which is thrown away when the shell ends, or in the machine of a
+session that runs. With a terminal as standard input the shell has one, else it reads commands.
+Ctrl-] leaves: a new machine ends with that; in a session of another process the shell goes on
+(see gondolin-mcp attach).` + exitCodesHelp,
+		Example: `  gondolin-mcp shell --workspace=.
+  gondolin-mcp shell 4uuv`,
+		Args: arguments(0, 1), ValidArgsFunction: a.completeSessions(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				if err := onlyNew(cmd); err != nil {
+					return err
+				}
+				return a.join(cmd, args[0], &f, nil, true, "")
+			}
+			return a.runOnce(cmd, &f, name, nil, true)
+		},
+	})
+	f.add(cmd)
+	cmd.Flags().StringVar(&name, "name", "", "`name` of the session in lists and for attach")
+	return cmd
+}
+
+// forAny are flags of the configuration that also mean something for a session that exists.
+var forAny = map[string]bool{"config": true, "cache-dir": true, "runtime-dir": true, "log-level": true, "log-format": true, "log-file": true, "cwd": true, "tty": true}
+
+// onlyNew refuses flags that only a new machine can follow.
+func onlyNew(cmd *cobra.Command) error {
+	var wrong []string
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if !forAny[f.Name] {
+			wrong = append(wrong, "--"+f.Name)
+		}
+	})
+	if len(wrong) == 0 {
+		return nil
+	}
+	return usageError{named(cmd, fmt.Errorf("%s: a session that runs keeps its settings; leave it out, or the session", strings.Join(wrong, ", ")))}
+}
+
+// runOnce makes a session, runs a command in it, and ends it.
+func (a *app) runOnce(cmd *cobra.Command, f *commandFlags, name string, args []string, person bool) error {
+	front := newFront(cmd)
+	if err := front.wantTerminal(cmd, f.tty, person); err != nil {
+		return err
+	}
+	command, err := f.command(args)
+	if err != nil {
+		return err
+	}
+	config, err := a.loadHere()
+	if err != nil {
+		return err
+	}
+	quietly(config)
+	log, closeLog, err := newLogger(config, cmd.ErrOrStderr())
+	if err != nil {
+		return codeError{err, exitNotRun}
+	}
+	defer closeLog()
+	boxes := newSandboxes(cmd.Context(), config, log)
+	defer boxes.close()
+	boxes.program, boxes.once = cmd.Name(), true
+	boxes.images.build = buildShown(cmd.ErrOrStderr())
+	boxes.pruneRecords()
+	s, err := boxes.create(cmd.Context(), tools.SessionOptions{Label: name})
+	if err != nil {
+		if cmd.Context().Err() != nil {
+			return codeError{code: exitInterrupted}
+		}
+		return codeError{err, exitNotRun}
+	}
+	front.start = func(ctx context.Context, c sandbox.Command) (*sandbox.Process, error) {
+		ended, err := s.record.follow(c)
+		if err != nil {
+			return nil, err
+		}
+		p, err := s.Start(ctx, c)
+		if err != nil {
+			ended(sandbox.Exit{}, err)
+			return nil, err
+		}
+		boxes.workers.Go(func() { ended(p.Wait()) })
+		return p, nil
+	}
+	err = front.run(cmd.Context(), command)
+	tellDenials(cmd.ErrOrStderr(), s.Denials(time.Time{}))
+	return errors.Join(err, s.closeFor("the command ended"))
+}
+
+// quietly leaves out of the log what a server tells, unless a level was chosen.
+func quietly(c *configs.Config) {
+	if c.Origins()["log.level"].Kind == configs.KindDefault {
+		c.Log.Level = "warn"
+	}
+}
+
+// buildShown builds the default image with its progress on the terminal.
+func buildShown(w io.Writer) func(context.Context, *images.Store, images.Spec, images.Progress) (*images.Image, error) {
+	return func(ctx context.Context, s *images.Store, spec images.Spec, _ images.Progress) (*images.Image, error) {
+		fmt.Fprintln(w, "gondolin-mcp: the default image is missing; building it, once")
+		return images.Build(ctx, s, spec, images.NewProgress(w))
+	}
+}
+
+// toldDenials is how many refusals are told after a command.
+const toldDenials = 10
+
+// tellDenials says what the host refused the machine.
+func tellDenials(w io.Writer, list []sandbox.Denial) {
+	more := len(list) - toldDenials
+	if more > 0 {
+		list = list[more:]
+	}
+	for _, d := range list {
+		line := fmt.Sprintf("gondolin-mcp: refused: %s %s: %s", d.What, d.Path, d.Reason)
+		if d.Remedy != "" {
+			line += ". " + d.Remedy
+		}
+		fmt.Fprintln(w, harmless(line))
+	}
+	if more > 0 {
+		fmt.Fprintf(w, "gondolin-mcp: %d more were refused before; see gondolin-mcp audit show --refused\n", more)
+	}
+}
