@@ -97,7 +97,7 @@ func sharedSession(t *testing.T) *sandbox.Session {
 			return
 		}
 		sharedDir = dir
-		if shared.host, shared.err = sandbox.NewHost(ctx, sandbox.HostOptions{RuntimeDir: dir}); shared.err != nil {
+		if shared.host, shared.err = sandbox.NewHost(ctx, sandbox.HostOptions{RuntimeDir: dir, Register: "e2e"}); shared.err != nil {
 			return
 		}
 		shared.s, shared.err = shared.host.Create(ctx, sandbox.Options{Image: bootable(defaultImage(t))})

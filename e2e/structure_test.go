@@ -36,7 +36,7 @@ var mayImport = map[string][]string{
 	"netguard":         {"netguard/policy", "netguard/secret", "netguard/ca"},
 	"e2e/bench":        {"sandbox", "images", "vfs", "netguard", "netguard/policy", "e2e/inguest"},
 	"e2e/demo":         {},
-	"e2e":              {"sandbox", "images", "vfs", "netguard", "netguard/policy", "netguard/secret", "e2e/inguest"},
+	"e2e":              {"guest/wire", "sandbox", "images", "vfs", "netguard", "netguard/policy", "netguard/secret", "e2e/inguest"},
 }
 
 type listedPackage struct {

@@ -30,6 +30,16 @@ var (
 	ErrInvalid = errors.New("invalid argument")
 )
 
+// unknownError is an ErrUnknown in whole words.
+type unknownError string
+
+func (e unknownError) Error() string        { return string(e) }
+func (e unknownError) Is(target error) bool { return target == ErrUnknown }
+
+func unknown(format string, args ...any) error {
+	return unknownError(fmt.Sprintf(format, args...))
+}
+
 // FileError is what a failed operation on a guest path returns. errors.Is
 // compares it with fs.ErrNotExist, fs.ErrExist and fs.ErrPermission by Errno.
 type FileError struct {

@@ -29,6 +29,9 @@ const listAtOnce = 16
 // (HostOptions.Register), oldest first. What dead processes left there is removed. A holder that does not answer is
 // part of the error, which comes beside the others' sessions.
 func List(ctx context.Context, runtimeDir string, log *slog.Logger) ([]Info, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	ids, err := registered(runtimeDir, log)
 	if err != nil {
 		return nil, err
@@ -94,7 +97,7 @@ func globEscape(p string) string {
 // directory. name is its id, its label, or the beginning of its id; it must mean one session. The
 // error wraps ErrUnknown when it does not.
 //
-// Commands that are started through it end when it is closed or this process dies, except jobs
+// Log may be nil. Commands that are started through it end when it is closed or this process dies, except jobs
 // and those that were detached from.
 func Attach(ctx context.Context, runtimeDir, name string, log *slog.Logger) (*Attached, error) {
 	if log == nil {
@@ -134,13 +137,13 @@ func attachByLabel(ctx context.Context, runtimeDir, name string, log *slog.Logge
 	case len(found) == 1:
 		return attach(ctx, runtimeDir, found[0], log)
 	case len(found) > 1:
-		return nil, fmt.Errorf("%q means several sessions: %s: %w", printable(name), strings.Join(found, ", "), ErrUnknown)
+		return nil, unknown("%q means several sessions: %s", printable(name), strings.Join(found, ", "))
 	case lerr != nil:
-		return nil, fmt.Errorf("no session %q answers: %w: %w", printable(name), lerr, ErrUnknown)
+		return nil, unknown("no session %q answers: %v", printable(name), lerr)
 	case len(open) == 0:
-		return nil, fmt.Errorf("no session %q: none is open: %w", printable(name), ErrUnknown)
+		return nil, unknown("no session %q: none is open", printable(name))
 	}
-	return nil, fmt.Errorf("no session %q: open are %s: %w", printable(name), strings.Join(open, ", "), ErrUnknown)
+	return nil, unknown("no session %q: open are %s", printable(name), strings.Join(open, ", "))
 }
 
 // attach connects to the session with an id.
@@ -151,7 +154,7 @@ func attach(ctx context.Context, runtimeDir, id string, log *slog.Logger) (*Atta
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, fmt.Errorf("no session %q: %w", id, ErrUnknown) // its holder is dead
+		return nil, unknown("no session %q", id) // its holder is dead
 	}
 	mux, err := present(ctx, conn, id)
 	if err != nil {
