@@ -2,9 +2,16 @@ package sandbox
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
+	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/hashicorp/yamux"
 
 	"github.com/gondolin-go/gondolin/guest/wire"
@@ -15,14 +22,15 @@ import (
 // from any goroutine.
 type Attached struct {
 	client
-	info   Info // when it was attached to
+	dir    string // the session's run directory
+	info   Info   // when it was attached to
 	ending sync.Once
 	gone   chan struct{}
 }
 
-func newAttached(ctx context.Context, id string, mux *yamux.Session, log *slog.Logger) *Attached {
-	a := &Attached{gone: make(chan struct{})}
-	a.init(ctx, id, log)
+func newAttached(ctx context.Context, dir string, mux *yamux.Session, log *slog.Logger) *Attached {
+	a := &Attached{dir: dir, gone: make(chan struct{})}
+	a.init(ctx, filepath.Base(dir), log)
 	a.remote, a.note = true, func() string { return "" }
 	a.terms = func() terms { return terms{dir: a.info.Dir, user: a.info.User} }
 	a.setMux(mux)
@@ -92,16 +100,29 @@ func (a *Attached) describe(ctx context.Context, m wire.Describe) (description, 
 // End ends the session for everybody, and waits until nothing of it is left or ctx ends. The
 // reason is what its holder and its users are told.
 func (a *Attached) End(ctx context.Context, reason string) error {
+	// The holder keeps it locked until all is gone.
+	lock := flock.New(filepath.Join(a.dir, lockName), flock.SetFlag(os.O_RDONLY))
+	defer lock.Close()
+	if _, err := lock.TryRLock(); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // it has just ended by itself
+		}
+		return fmt.Errorf("ending session %s: %w", a.id, err)
+	}
 	if err := a.call(ctx, wire.OpEnd, "", wire.EndSession{Reason: reason}, nil); err != nil {
 		return err
 	}
-	select {
-	case <-a.Done():
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if _, err := lock.TryRLockContext(ctx, lockEvery); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return fmt.Errorf("ending session %s: %w", a.id, err)
 	}
+	return nil
 }
+
+// lockEvery is how often a session that ends is looked at.
+const lockEvery = 5 * time.Millisecond
 
 // Done is closed when the session has ended or the connection to its holder was lost.
 func (a *Attached) Done() <-chan struct{} { return a.gone }

@@ -161,7 +161,7 @@ func attach(ctx context.Context, runtimeDir, id string, log *slog.Logger) (*Atta
 		conn.Close()
 		return nil, fmt.Errorf("attaching to session %s: %w", id, err)
 	}
-	a := newAttached(ctx, id, mux, log.With("session", id))
+	a := newAttached(ctx, filepath.Join(runtimeDir, id), mux, log.With("session", id))
 	desc, err := a.describe(ctx, wire.Describe{})
 	if err != nil {
 		a.Close()

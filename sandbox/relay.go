@@ -53,7 +53,7 @@ func (v *visitor) pass(st *yamux.Stream, req *wire.Request) error {
 		up.Close() // the guest closes when the program did
 	}()
 	_ = relayCopy(st, up)
-	st.Close()
+	v.close(st)
 	// A program that has the end of the answer closes too.
 	_ = st.SetReadDeadline(time.Now().Add(replyTimeout))
 	<-asked
@@ -145,7 +145,7 @@ func (v *visitor) watched(st *yamux.Stream, p *Process, out *frameSender, starte
 		err = wire.WriteEnd(st, exit.wire())
 	}
 	if err != nil && !errors.Is(err, ErrDetached) {
-		st.Close()
+		v.close(st)
 	}
 	return exit, err
 }

@@ -153,7 +153,7 @@ type visitor struct {
 // serve answers one stream. Like the guest, it closes the stream after the program did, which
 // may not have read all yet.
 func (v *visitor) serve(st *yamux.Stream) {
-	defer st.Close()
+	defer v.close(st)
 	var req wire.Request
 	_ = st.SetReadDeadline(time.Now().Add(requestTimeout))
 	if err := wire.ReadMessage(st, &req); err != nil {
@@ -175,6 +175,14 @@ func (v *visitor) serve(st *yamux.Stream) {
 	}
 	if closed != nil {
 		<-closed
+	}
+}
+
+// close closes a stream, unless the session ends: the program then finds its connection closed,
+// and not a stream that ends before its time.
+func (v *visitor) close(st *yamux.Stream) {
+	if v.session.life.Err() == nil {
+		st.Close()
 	}
 }
 

@@ -283,6 +283,9 @@ func (a *app) logs(cmd *cobra.Command, name string, lines int, asJSON, console, 
 	}
 	out := cmd.OutOrStdout()
 	if console && !asJSON {
+		if v.Console == "" {
+			return nil // it has printed nothing
+		}
 		_, err := fmt.Fprintln(out, v.Console)
 		return err
 	}
