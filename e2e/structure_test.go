@@ -23,7 +23,7 @@ const module = "github.com/gondolin-go/gondolin/"
 // ending in /... covers a whole branch. What is not listed may import nothing
 // of this module.
 var mayImport = map[string][]string{
-	"cmd/gondolin-mcp": {"configs", "tools", "sandbox", "sandbox/qemu", "sandbox/audit", "images", "vfs", "netguard", "netguard/policy", "netguard/secret"},
+	"cmd/gondolin-mcp": {"docs", "configs", "tools", "sandbox", "sandbox/qemu", "sandbox/audit", "images", "vfs", "netguard", "netguard/policy", "netguard/secret"},
 	"tools":            {"sandbox"},
 	"configs":          {"sandbox", "images", "vfs", "netguard/policy", "netguard/secret"},
 	"sandbox":          {"sandbox/qemu", "sandbox/template", "netguard", "netguard/ca", "netguard/policy", "netguard/secret", "vfs", "guest/wire", "guest/agent"},
@@ -35,7 +35,7 @@ var mayImport = map[string][]string{
 	"guest/sandboxfs":  {"guest/wire", "guest/fsport", "guest/port"},
 	"netguard":         {"netguard/policy", "netguard/secret", "netguard/ca"},
 	"e2e/bench":        {"sandbox", "images", "vfs", "netguard", "netguard/policy", "e2e/inguest"},
-	"e2e/demo":         {},
+	"e2e/demo":         {"docs"},
 	"e2e":              {"guest/wire", "sandbox", "images", "vfs", "netguard", "netguard/policy", "netguard/secret", "e2e/inguest"},
 }
 

@@ -54,7 +54,7 @@ func (s *screen) shows(text string) {
 		}
 	}()
 	eventually(s.t, time.Minute, text, func() bool {
-		out, _ := s.command("capture-pane", "-p", "-S", "-200").Output()
+		out, _ := s.command("capture-pane", "-p", "-J", "-S", "-200").Output()
 		last = string(out)
 		return strings.Contains(last, text)
 	})

@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gofrs/flock"
 	"github.com/hashicorp/yamux"
 
 	"github.com/gondolin-go/gondolin/guest/wire"
@@ -100,29 +99,26 @@ func (a *Attached) describe(ctx context.Context, m wire.Describe) (description, 
 // End ends the session for everybody, and waits until nothing of it is left or ctx ends. The
 // reason is what its holder and its users are told.
 func (a *Attached) End(ctx context.Context, reason string) error {
-	// The holder keeps it locked until all is gone.
-	lock := flock.New(filepath.Join(a.dir, lockName), flock.SetFlag(os.O_RDONLY))
-	defer lock.Close()
-	if _, err := lock.TryRLock(); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // it has just ended by itself
-		}
-		return fmt.Errorf("ending session %s: %w", a.id, err)
-	}
 	if err := a.call(ctx, wire.OpEnd, "", wire.EndSession{Reason: reason}, nil); err != nil {
 		return err
 	}
-	if _, err := lock.TryRLockContext(ctx, lockEvery); err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
+	// The directory goes last.
+	tick := time.NewTicker(endEvery)
+	defer tick.Stop()
+	for {
+		if _, err := os.Lstat(a.dir); errors.Is(err, fs.ErrNotExist) {
+			return nil
 		}
-		return fmt.Errorf("ending session %s: %w", a.id, err)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("ending session %s: %w", a.id, context.Cause(ctx))
+		}
 	}
-	return nil
 }
 
-// lockEvery is how often a session that ends is looked at.
-const lockEvery = 5 * time.Millisecond
+// endEvery is how often a session that ends is looked at.
+const endEvery = 5 * time.Millisecond
 
 // Done is closed when the session has ended or the connection to its holder was lost.
 func (a *Attached) Done() <-chan struct{} { return a.gone }

@@ -89,10 +89,10 @@ func (f *front) run(ctx context.Context, cmd sandbox.Command) error {
 	}
 	switch {
 	case errors.Is(err, sandbox.ErrDetached):
-		fmt.Fprintf(f.err, "gondolin-mcp: detached; the command goes on: %s\n", f.how(p))
+		fmt.Fprintf(f.err, "\ngondolin-mcp: detached; the command goes on: %s\n", f.how(p))
 		return nil
 	case err != nil && wasLeft(left):
-		fmt.Fprintln(f.err, "gondolin-mcp: left; the session ends")
+		fmt.Fprint(f.err, "\ngondolin-mcp: left; the session ends\n")
 		return nil
 	case err != nil:
 		return codeError{err, exitNotRun}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/gondolin-go/gondolin/configs"
+	"github.com/gondolin-go/gondolin/docs"
 )
 
 // version is set by the linker.
@@ -147,18 +148,23 @@ func plugIn(w io.Writer) {
 	if err != nil {
 		self = "gondolin-mcp"
 	}
-	fmt.Fprintf(w, `gondolin-mcp is an MCP server: an agent's client starts it and speaks to it.
-
-Claude Code:    claude mcp add gondolin -- %[1]s serve
-Other clients:  {"mcpServers": {"gondolin": {"command": %[1]q, "args": ["serve"]}}}
-
+	fmt.Fprint(w, "gondolin-mcp is an MCP server: an agent's client starts it and speaks to it.\n\n")
+	for _, s := range docs.Setups(self) {
+		where := s.Where
+		if where == "" {
+			where = "In a shell:"
+		}
+		fmt.Fprintf(w, "%-15s %s\n                %s\n", s.Client+":", where, s.Text)
+	}
+	fmt.Fprint(w, `
 The agent sees the client's workspace at /workspace. A client that names none:
 add --workspace=/path/to/it after serve; --workspace=none shows nothing.
 
+Use a machine yourself:  gondolin-mcp shell, gondolin-mcp run -- COMMAND
 Check this machine:      gondolin-mcp doctor
 Build the image before:  gondolin-mcp images build
 Change the defaults:     gondolin-mcp config example > config.yaml
                          gondolin-mcp config path    (says where it belongs)
 Everything else:         gondolin-mcp help
-`, self)
+`)
 }

@@ -65,27 +65,30 @@ func (t *terminal) size() sandbox.TTYSize {
 // keys is a terminal's input up to the detach key.
 type keys struct {
 	in   io.Reader
-	left chan struct{} // closed at the key
+	left chan struct{} // closed at the key, when what came before it was taken
 	over <-chan struct{}
+	seen bool
 }
 
 // Read waits, after the key, until the command is over: an error or an end of the input would
 // say something to the command.
 func (k *keys) Read(p []byte) (int, error) {
+	if !k.seen {
+		n, err := k.in.Read(p)
+		i := bytes.IndexByte(p[:n], detachKey)
+		if i < 0 {
+			return n, err
+		}
+		k.seen = true
+		if i > 0 {
+			return i, nil
+		}
+	}
 	select {
 	case <-k.left:
-		<-k.over
-		return 0, io.EOF
 	default:
-	}
-	n, err := k.in.Read(p)
-	if i := bytes.IndexByte(p[:n], detachKey); i >= 0 {
 		close(k.left)
-		if i == 0 {
-			<-k.over
-			return 0, io.EOF
-		}
-		return i, nil
 	}
-	return n, err
+	<-k.over
+	return 0, io.EOF
 }

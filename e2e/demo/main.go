@@ -18,6 +18,8 @@ import (
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 	"golang.org/x/term"
+
+	"github.com/gondolin-go/gondolin/docs"
 )
 
 func main() {
@@ -144,23 +146,14 @@ func paint(code, s string) string {
 	return "\x1b[" + code + "m" + s + "\x1b[0m"
 }
 
-// setup prints what makes a client use the server.
+// setup prints what makes a client use the server, as docs/clients.md has it.
 func setup(path string) {
-	quoted, _ := json.Marshal(path) // a string always encodes
-	entry := fmt.Sprintf(`{"mcpServers": {"gondolin": {"command": %s, "args": ["serve"]}}}`, quoted)
 	title("That was it. To use it in your client:")
-	fmt.Printf("  Claude Code:     claude mcp add gondolin -- %s serve\n", shellWord(path))
-	fmt.Printf("  Claude Desktop:  in claude_desktop_config.json (Settings, Developer, Edit Config):\n                   %s\n", entry)
-	fmt.Printf("  Cursor:          in ~/.cursor/mcp.json, or .cursor/mcp.json of a project:\n                   %s\n", entry)
-	fmt.Printf("  VS Code:         code --add-mcp '{\"name\": \"gondolin\", \"command\": %s, \"args\": [\"serve\"]}'\n", quoted)
-	fmt.Println("                   or in .vscode/mcp.json:")
-	fmt.Printf("                   {\"servers\": {\"gondolin\": {\"command\": %s, \"args\": [\"serve\"]}}}\n", quoted)
-}
-
-// shellWord quotes a path where a shell would need that.
-func shellWord(s string) string {
-	if strings.IndexFunc(s, func(r rune) bool { return strings.ContainsRune(" '\"\\$&;|<>()*?[]{}~#!`", r) }) < 0 {
-		return s
+	for _, s := range docs.Setups(path) {
+		where := s.Where
+		if where == "" {
+			where = "In a shell:"
+		}
+		fmt.Printf("  %-15s  %s\n                   %s\n", s.Client+":", where, s.Text)
 	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
