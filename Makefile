@@ -38,6 +38,10 @@ PREFIX ?= /usr/local
 install: build ## Copy gondolin-mcp to $(PREFIX)/bin
 	@install -d $(DESTDIR)$(PREFIX)/bin && install -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/gondolin-mcp
 
+.PHONY: man
+man: build ## Write manual pages to bin/man
+	@$(BIN) man bin/man
+
 image: build ## Build the default guest image once
 	@$(BIN) images build
 
