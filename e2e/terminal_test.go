@@ -93,6 +93,7 @@ func TestShellBehavesLikeATerminalAndCanBeLeftAndTakenUpAgain(t *testing.T) {
 	s.types("echo found=$left")
 	s.shows("found=behind")
 	s.types("exit 6")
+	s.shows("exit\nhost>")
 	s.types("echo host=$?")
 	s.shows("host=6")
 }

@@ -121,15 +121,20 @@ func (a *app) join(cmd *cobra.Command, name string, f *commandFlags, args []stri
 	front.how = func(p *sandbox.Process) string {
 		return fmt.Sprintf("gondolin-mcp attach %s --process %s", s.ID(), p.ID())
 	}
+	var p *sandbox.Process
 	front.start = func(ctx context.Context, c sandbox.Command) (*sandbox.Process, error) {
 		if process == "" {
-			return s.Start(ctx, c)
+			p, err = s.Start(ctx, c)
+			return p, err
 		}
-		p, err := s.Rejoin(ctx, process, c)
-		if err == nil && c.TTY != nil {
+		if p, err = s.Rejoin(ctx, process, c); err == nil && c.TTY != nil {
 			_ = p.Resize(ctx, *c.TTY) // a process without a terminal has no size
 		}
 		return p, err
 	}
-	return front.run(cmd.Context(), command)
+	err = front.run(cmd.Context(), command)
+	if p != nil && front.goesOn && !front.detached {
+		_ = s.Release(cmd.Context(), p.ID()) // it was kept for coming back to it
+	}
+	return err
 }

@@ -26,8 +26,9 @@ type front struct {
 	start    func(context.Context, sandbox.Command) (*sandbox.Process, error)
 	// goesOn says that the command can be left running; how tells how to come back to it. Without
 	// it the detach key ends the command.
-	goesOn bool
-	how    func(p *sandbox.Process) string
+	goesOn   bool
+	how      func(p *sandbox.Process) string
+	detached bool // run has left the command running
 }
 
 func newFront(cmd *cobra.Command) *front {
@@ -54,21 +55,25 @@ func (f *front) run(ctx context.Context, cmd sandbox.Command) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = f.in, f.out, f.err
+	// What is typed after the command's end is for whoever reads here next.
+	in, err := wakeable(f.in)
+	if err != nil {
+		return codeError{err, exitNotRun}
+	}
+	if c, ok := in.(*input); ok {
+		defer c.Close()
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, f.out, f.err
 	var term *terminal
 	left := make(chan struct{})
 	if f.tty != nil {
-		var err error
 		if term, err = takeTerminal(f.tty); err != nil {
 			return codeError{err, exitNotRun}
 		}
 		defer term.Close()
-		size := term.size()
-		cmd.TTY, cmd.Retain = &size, f.goesOn
-		cmd.Stdin = &keys{in: f.in, left: left, over: ctx.Done()}
-		if name := os.Getenv("TERM"); name != "" && cmd.Env["TERM"] == "" {
-			cmd.Env = withVariable(cmd.Env, "TERM", name)
-		}
+		cmd.Stdin = &keys{in: in, left: left, over: ctx.Done()}
+		term.describe(&cmd)
+		cmd.Retain = f.goesOn
 	}
 	p, err := f.start(ctx, cmd)
 	if err != nil {
@@ -87,11 +92,17 @@ func (f *front) run(ctx context.Context, cmd sandbox.Command) error {
 		}
 	default:
 	}
+	return f.outcome(p, exit, err, wasLeft(left))
+}
+
+// outcome tells how a command came out, and returns it as run does.
+func (f *front) outcome(p *sandbox.Process, exit sandbox.Exit, err error, left bool) error {
 	switch {
 	case errors.Is(err, sandbox.ErrDetached):
+		f.detached = true
 		fmt.Fprintf(f.err, "\ngondolin-mcp: detached; the command goes on: %s\n", f.how(p))
 		return nil
-	case err != nil && wasLeft(left):
+	case err != nil && left:
 		fmt.Fprint(f.err, "\ngondolin-mcp: left; the session ends\n")
 		return nil
 	case err != nil:

@@ -62,6 +62,15 @@ func (t *terminal) size() sandbox.TTYSize {
 	return sandbox.TTYSize{Rows: uint16(min(h, 1<<16-1)), Cols: uint16(min(w, 1<<16-1))}
 }
 
+// describe gives a command a terminal like this one.
+func (t *terminal) describe(cmd *sandbox.Command) {
+	size := t.size()
+	cmd.TTY = &size
+	if name := os.Getenv("TERM"); name != "" && cmd.Env["TERM"] == "" {
+		cmd.Env = withVariable(cmd.Env, "TERM", name)
+	}
+}
+
 // keys is a terminal's input up to the detach key.
 type keys struct {
 	in   io.Reader

@@ -1,7 +1,7 @@
 // Command bench measures what gondolin promises and prints a table beside the
 // figures to beat, and JSON lines (name, unit, median, min, max, n) to a file.
 //
-//	go run ./e2e/bench [--json FILE] [--only SUBSTRING] [--image NAME]
+//	go run ./e2e/bench [--json FILE] [--only SUBSTRING] [--image NAME] [--program PATH]
 //
 // It measures through the library, on the default image, with the accelerator
 // that sessions get on this machine.
@@ -28,8 +28,9 @@ func main() {
 	jsonFile := flag.String("json", "", "file for the JSON lines")
 	only := flag.String("only", "", "measure only rows whose name holds this")
 	name := flag.String("image", "default", "image to measure with")
+	program := flag.String("program", "bin/gondolin-mcp", "the program, for what its users wait for")
 	flag.Parse()
-	if err := run(context.Background(), *jsonFile, *only, *name); err != nil {
+	if err := run(context.Background(), *jsonFile, *only, *name, *program); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -61,11 +62,12 @@ func (r *row) verdict() string {
 
 // bench collects rows.
 type bench struct {
-	host  *sandbox.Host
-	dir   string // of the sockets of all hosts
-	image sandbox.Image
-	only  string
-	rows  []row
+	host    *sandbox.Host
+	dir     string // of the sockets of all hosts
+	program string
+	image   sandbox.Image
+	only    string
+	rows    []row
 }
 
 func (b *bench) skips(r row) bool { return b.only != "" && !strings.Contains(r.Name, b.only) }
@@ -90,7 +92,7 @@ func (b *bench) measure(r row, n int, sample func() (float64, error)) error {
 	return nil
 }
 
-func run(ctx context.Context, jsonFile, only, name string) error {
+func run(ctx context.Context, jsonFile, only, name, program string) error {
 	store, err := images.OpenStore(filepath.Join(xdg.CacheHome, "gondolin", "images"))
 	if err != nil {
 		return err
@@ -104,15 +106,15 @@ func run(ctx context.Context, jsonFile, only, name string) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	host, err := sandbox.NewHost(ctx, sandbox.HostOptions{RuntimeDir: dir})
+	host, err := sandbox.NewHost(ctx, sandbox.HostOptions{RuntimeDir: dir, Register: "bench"})
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	b := &bench{host: host, dir: dir, only: only, image: sandbox.Image{
+	b := &bench{host: host, dir: dir, program: program, only: only, image: sandbox.Image{
 		ID: img.ID(), Kernel: img.Path(images.KernelFile), Modules: img.Path(images.ModulesFile), RootDisk: img.Path(images.RootFile),
 	}}
-	for _, part := range []func(context.Context) error{b.running, b.creating, b.files, b.network, b.idle} {
+	for _, part := range []func(context.Context) error{b.running, b.attaching, b.creating, b.files, b.network, b.idle} {
 		if err := part(ctx); err != nil {
 			return err
 		}
