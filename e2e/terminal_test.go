@@ -70,7 +70,8 @@ func TestShellBehavesLikeATerminalAndCanBeLeftAndTakenUpAgain(t *testing.T) {
 	s.do("resize-window", "-x", "90", "-y", "25")
 	s.types("stty size | tr ' ' x")
 	s.shows("25x90")
-	s.types("sleep 100")
+	s.types(`sh -c 'echo re""ady; exec sleep 100'`)
+	s.shows("\nready")
 	s.keys("C-c") // for the command in there, and not for us
 	s.types("echo interrupted=$?")
 	s.shows("interrupted=130")

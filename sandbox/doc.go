@@ -13,6 +13,11 @@
 // own that is thrown away with it. A process belongs to the machine: it lives
 // on when nobody watches it, until it ends, is stopped, or the session closes.
 //
+// A host that registers its sessions (HostOptions.Register) shows them to the other programs
+// of its user: List finds them, and Attach gives an Attached, whose commands and files
+// are used as those of the Session. Policy and mounts stay with the Session. A command ends with
+// the program that started it, unless it is a job or was left with Process.Detach.
+//
 // # Errors
 //
 // A command that ran and failed is not an error: see Exit. Errors that callers
@@ -35,6 +40,7 @@
 // # Goroutines
 //
 // Each session has one goroutine that watches its machine and connection; each
-// attached process has one that moves its output, and one that feeds its input.
-// Session.Close and Host.Close end and wait for all of them.
+// process that is watched has one that moves its output, and one that feeds its input. A
+// registered session has one that lets programs in, one for each of these, and one or two
+// for each of their requests. Session.Close, Attached.Close and Host.Close end and wait for all of them.
 package sandbox
