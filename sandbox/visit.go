@@ -17,7 +17,7 @@ import (
 
 // Bounds of what attached programs may ask of one session's holder.
 const (
-	maxVisitors    = 32 // programs at once
+	maxVisitors    = 32  // programs at once
 	maxRequests    = 256 // requests of one program at once
 	greetTimeout   = 5 * time.Second
 	requestTimeout = 10 * time.Second // from the opening of a stream to its request

@@ -16,6 +16,7 @@ func FuzzHandshake(f *testing.F) {
 		_ = ReadHandshake(bytes.NewReader(data), &Announce{})
 		_ = ReadHandshake(bytes.NewReader(data), &Hello{})
 		_ = ReadHandshake(bytes.NewReader(data), &Ready{})
+		_ = ReadHandshake(bytes.NewReader(data), &Visit{})
 	})
 }
 
