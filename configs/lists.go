@@ -56,8 +56,11 @@ func (l *list) flagNames() string {
 	for _, f := range l.flags {
 		names = append(names, "--"+f.name)
 	}
-	if len(names) == 0 {
+	switch n := len(names) - 1; {
+	case n < 0:
 		return ""
+	case n > 0:
+		names = []string{strings.Join(names[:n], ", "), names[n]}
 	}
 	return ", or with " + strings.Join(names, " and ")
 }

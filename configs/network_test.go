@@ -217,7 +217,7 @@ func TestListsOfPathsAreInTheEnvironmentToo(t *testing.T) {
 	assert.Equal(t, []string{"/a", "/h/b"}, c.Network.KnownHosts)
 	_, err = load(t, "", []string{"GONDOLIN_NETWORK_SSH_KEYS=x", "GONDOLIN_NETWORK_RULES=x"})
 	assert.Equal(t, []string{
-		"environment variable GONDOLIN_NETWORK_RULES: it is unknown: network.rules are set in the file, or with --allow-host and --tcp-map",
+		"environment variable GONDOLIN_NETWORK_RULES: it is unknown: network.rules are set in the file, or with --allow-host, --ssh-allow-host and --tcp-map",
 		`environment variable GONDOLIN_NETWORK_SSH_KEYS: "x" is a relative path: make it absolute or begin it with ~/`,
 	}, problems(t, err))
 }
