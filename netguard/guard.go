@@ -50,6 +50,8 @@ type Guard struct {
 
 	mu      sync.Mutex
 	serving bool
+	link    *link       // that is served
+	stale   []staleFlow // to reset when there is one
 }
 
 // New checks the options and makes a Guard. It starts nothing.
@@ -121,6 +123,8 @@ func (g *Guard) Serve(ctx context.Context, conn net.Conn) error {
 	}
 	web := g.newWeb()
 	g.web.Store(web)
+	g.connected(l)
+	defer g.connected(nil)
 	// Ended from outside by closing conn, which is what readLoop waits for.
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()

@@ -186,20 +186,25 @@ type start struct {
 	unproven bool               // nobody knows yet whether the accelerator works
 	template *template.Template // to clone; nil: boot
 	scratch  *os.File           // see scratchFor
+	again    bool               // the template was a session's machine, whose port was open
 }
 
 // bootOnce starts one machine. On failure nothing of it is left.
 func (h *Host) bootOnce(ctx context.Context, s *Session, c qemu.Config, from start) (err error) {
 	o := qemu.Options{Dir: s.dir.path, Scratch: from.scratch, Logger: s.log, OnEvent: s.onEvent}
-	if from.template != nil {
-		if o.State, err = from.template.State(); err != nil {
-			if from.scratch != nil {
-				from.scratch.Close()
-			}
-			return err
+	defer func() {
+		if err != nil {
+			s.letGo()
 		}
+	}()
+	if err := s.hold(&c, &o, from); err != nil {
+		if from.scratch != nil {
+			from.scratch.Close()
+		}
+		return err
+	}
+	if o.State != nil {
 		defer o.State.Close()
-		c.Memory, o.Memory = qemu.MemoryClone, from.template.Memory()
 	}
 	vm, err := qemu.Start(ctx, c, o)
 	if err != nil {
@@ -227,7 +232,7 @@ func (h *Host) bootOnce(ctx context.Context, s *Session, c qemu.Config, from sta
 		}
 		limit = min(limit, unprovenTimeout)
 	}
-	conn, err := s.connect(ctx, vm, limit, false)
+	conn, err := s.connect(ctx, vm, limit, from.again)
 	if err != nil {
 		return err
 	}
@@ -239,6 +244,27 @@ func (h *Host) bootOnce(ctx context.Context, s *Session, c qemu.Config, from sta
 	s.vm, s.accel = vm, c.Accelerator
 	s.setMux(mux)
 	return nil
+}
+
+// hold opens the memory of the session's machine and keeps what a copy of it will need.
+func (s *Session) hold(c *qemu.Config, o *qemu.Options, from start) (err error) {
+	if from.scratch != nil {
+		if s.scratch, err = reopen(from.scratch); err != nil {
+			return err
+		}
+	}
+	if from.template != nil {
+		s.template = from.template.Share()
+		c.Memory, o.Memory = qemu.MemoryClone, from.template.Memory()
+		o.State, err = from.template.State()
+		return err
+	}
+	s.memory, err = template.Anonymous("gondolin-memory", int64(c.MemoryMiB)<<20)
+	if errors.Is(err, template.ErrUnsupported) {
+		return nil // QEMU's own, which cannot be copied
+	}
+	c.Memory, o.Memory = qemu.MemoryShared, s.memory
+	return err
 }
 
 func withConsole(err error, vm *qemu.VM) error {

@@ -267,6 +267,8 @@ func (st *stream) guestError(e *wire.Error) error {
 		return fmt.Errorf("%s: %s: %w", path, msg, ErrChanged)
 	case wire.CodeLimit:
 		return fmt.Errorf("%s: %s: %w", st.op, msg, ErrLimit)
+	case wire.CodeBusy:
+		return fmt.Errorf("%s: %w", msg, ErrBusy)
 	case wire.CodeSpawn:
 		return &FileError{Op: OpStarting, Path: path, Errno: errno, Msg: msg}
 	}

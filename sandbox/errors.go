@@ -26,6 +26,8 @@ var (
 	ErrDetached = errors.New("detached")
 	// ErrUnknown: no session answers to this name, or more than one.
 	ErrUnknown = errors.New("unknown session")
+	// ErrBusy: what runs in the session forbids it now; the message names it.
+	ErrBusy = errors.New("in use")
 	// ErrInvalid: an argument is wrong; the message says which and how to mend it.
 	ErrInvalid = errors.New("invalid argument")
 )

@@ -154,22 +154,38 @@ func (h *Host) Create(ctx context.Context, o Options) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := h.reserve(); err != nil {
+	release, err := h.reserveFor(1)
+	if err != nil {
 		return nil, err
 	}
-	defer h.making.Done()
-	ctx, cancel := context.WithCancel(ctx)
+	defer release()
+	ctx, cancel := h.within(ctx)
 	defer cancel()
-	defer context.AfterFunc(h.life, cancel)()
 	s := h.pooled(ctx, o)
 	if s == nil {
 		s, err = h.boot(ctx, o)
 	}
+	return h.handOut(ctx, s, err)
+}
+
+// within ends a context with the host.
+func (h *Host) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(h.life, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// handOut gives a session whose machine has come to life its network and its mounts, and
+// enters it in its reserved place, which is given back on failure.
+func (h *Host) handOut(ctx context.Context, s *Session, err error) (*Session, error) {
 	if err == nil {
 		// From here on its machine may die and its connection break.
 		s.work(s.watch)
 		if err = s.attachNetwork(ctx); err == nil {
 			err = s.attachMounts(ctx)
+		}
+		if err == nil && s.revived() {
+			err = s.wake(ctx)
 		}
 		if err == nil && h.opts.Register != "" {
 			err = s.register()
@@ -224,17 +240,31 @@ func (h *Host) Prepare(o Options) error {
 	return nil
 }
 
-func (h *Host) reserve() error {
+// reserveFor reserves places for n sessions. release is called when nothing of them is under way
+// any more; the places belong to handOut, or are given back.
+func (h *Host) reserveFor(n int) (release func(), err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
-		return fmt.Errorf("creating a session: the host is closed: %w", ErrClosed)
+		return nil, fmt.Errorf("creating a session: the host is closed: %w", ErrClosed)
 	}
-	if h.slots >= h.opts.MaxSessions {
-		return fmt.Errorf("%d sessions exist, the most allowed: close one or raise sessions.max: %w", h.slots, ErrLimit)
+	switch most := h.opts.MaxSessions; {
+	case h.slots >= most:
+		return nil, fmt.Errorf("%d sessions exist, the most allowed: close one or raise sessions.max: %w", h.slots, ErrLimit)
+	case n > most-h.slots:
+		return nil, fmt.Errorf("%d sessions exist and %d are allowed, so %d more cannot be made: ask for %d, close some or raise sessions.max: %w",
+			h.slots, most, n, most-h.slots, ErrLimit)
 	}
-	h.slots++
+	h.slots += n
 	h.making.Add(1)
+	return h.making.Done, nil
+}
+
+// giveBack gives back places that were reserved and are not used.
+func (h *Host) giveBack(n int) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.slots -= n
 	return nil
 }
 

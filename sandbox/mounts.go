@@ -67,7 +67,7 @@ func (s *Session) attachMounts(ctx context.Context) error {
 		return nil
 	}
 	connections := 0
-	o := vfs.Options{Logger: s.log, Ready: func() {
+	o := vfs.Options{Logger: s.log, Resume: s.revived(), Ready: func() {
 		if connections++; connections == 1 {
 			return // attachMounts binds
 		}

@@ -59,19 +59,24 @@ func (s *Session) attachNetwork(ctx context.Context) error {
 	if n == nil {
 		n = &Network{}
 	}
-	authority, err := ca.New(ca.Options{Session: s.id})
-	if err != nil {
+	var err error
+	if s.past != nil {
+		s.authority = s.past.authority
+	} else if s.authority, err = ca.New(ca.Options{Session: s.id}); err != nil {
 		return fmt.Errorf("making the session's certificate authority: %w", err)
 	}
 	o := netguard.Options{
-		Policy: n.Policy, CA: authority, Asker: n.Asker, Hooks: n.Hooks, Limits: n.Limits, Upstream: n.Upstream,
+		Policy: n.Policy, CA: s.authority, Asker: n.Asker, Hooks: n.Hooks, Limits: n.Limits, Upstream: n.Upstream,
 		DNS: n.DNS, Maps: n.Maps, SSH: n.SSH, Log: s.log,
 	}
 	if n.Secrets != nil {
-		if o.Secrets, err = n.Secrets.Session(); err != nil {
+		if s.past != nil && s.past.store == n.Secrets {
+			o.Secrets = s.past.secrets
+		} else if o.Secrets, err = n.Secrets.Session(); err != nil {
 			return fmt.Errorf("making the session's placeholders: %w", err)
 		}
 		s.placeholders = o.Secrets.Env()
+		s.secrets, s.secretStore = o.Secrets, n.Secrets
 	}
 	if n.Recorder != nil {
 		if o.Recorder, err = n.Recorder(s.id); err != nil {
@@ -81,6 +86,10 @@ func (s *Session) attachNetwork(ctx context.Context) error {
 	if s.guard, err = netguard.New(o); err != nil {
 		return err
 	}
+	if s.past != nil {
+		s.guard.Inherit(s.past.guard)
+		s.past.guard = nil // of a session that may end before this one
+	}
 	if !s.work(func() {
 		if err := s.guard.Serve(s.life, s.vm.Net()); err != nil && s.life.Err() == nil && s.vm.Err() == nil {
 			s.log.Error("the session's network ended", "err", err)
@@ -88,9 +97,32 @@ func (s *Session) attachNetwork(ctx context.Context) error {
 	}) {
 		return s.closedError()
 	}
+	if s.past != nil {
+		return nil // the guest trusts its authority
+	}
 	return s.call(ctx, wire.OpTrust, "", wire.Trust{
-		CA: authority.PEM(), KnownHosts: authority.KnownHosts(), UnixNano: time.Now().UnixNano(),
+		CA: s.authority.PEM(), KnownHosts: s.authority.KnownHosts(), UnixNano: time.Now().UnixNano(),
 	}, nil)
+}
+
+// revived reports whether the session's machine is a copy of another's that ran.
+func (s *Session) revived() bool { return s.origin == OriginForked || s.origin == OriginRestored }
+
+// wake lets the processes of a copied machine go on. Their connections are told that
+// nobody is at the other end: they would wait for ever.
+func (s *Session) wake(ctx context.Context) error {
+	flows, err := s.thaw(ctx)
+	if err != nil {
+		return err
+	}
+	for _, f := range flows {
+		guest, err1 := netip.ParseAddrPort(f.Local)
+		peer, err2 := netip.ParseAddrPort(f.Remote)
+		if err1 == nil && err2 == nil {
+			s.guard.ResetStale(guest, peer)
+		}
+	}
+	return nil
 }
 
 // SetPolicy replaces what the session's guest may reach. Open connections that are no

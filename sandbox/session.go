@@ -14,7 +14,10 @@ import (
 
 	"github.com/gondolin-go/gondolin/guest/wire"
 	"github.com/gondolin-go/gondolin/netguard"
+	"github.com/gondolin-go/gondolin/netguard/ca"
+	"github.com/gondolin-go/gondolin/netguard/secret"
 	"github.com/gondolin-go/gondolin/sandbox/qemu"
+	"github.com/gondolin-go/gondolin/sandbox/template"
 )
 
 // Session is one machine. Its methods may be called from any goroutine.
@@ -32,10 +35,19 @@ type Session struct {
 	origin Origin
 	boot   time.Duration
 
+	template *template.Template // that it was cloned from, or nil
+	memory   *os.File           // its memory, if that is a file of its own
+	scratch  *os.File           // its scratch disk, if it has one
+	past     *past              // of the session that it is a copy of, or nil
+	freezing chan struct{}      // held while it is copied
+
 	denials *DenialLog
 
 	// Set by attachNetwork, before the session is handed out.
 	guard        *netguard.Guard
+	authority    *ca.CA
+	secrets      *secret.Set
+	secretStore  *secret.Store
 	placeholders map[string]string // variables with the placeholders of secrets
 
 	ending sync.Once
@@ -47,6 +59,7 @@ type Session struct {
 func newSession(ctx context.Context, h *Host, id string, dir *runDir, o Options) *Session {
 	s := &Session{
 		host: h, dir: dir, opts: o, origin: OriginBooted, created: time.Now(), gone: make(chan struct{}),
+		freezing: make(chan struct{}, 1),
 	}
 	s.init(ctx, id, h.log.With("session", id))
 	s.terms, s.note = s.ownTerms, s.diskNote
@@ -111,6 +124,7 @@ func (s *Session) end(reason string) {
 			mux.Close()
 		}
 		s.workers.Wait()
+		s.letGo()
 		if err := s.dir.remove(); err != nil {
 			s.log.Warn("removing the session's directory", "err", err)
 		}
@@ -118,6 +132,19 @@ func (s *Session) end(reason string) {
 		close(s.gone)
 	})
 	<-s.gone
+}
+
+// letGo closes what the session holds of its machine.
+func (s *Session) letGo() {
+	for _, f := range []*os.File{s.memory, s.scratch} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	if s.template != nil {
+		s.template.Close()
+	}
+	s.memory, s.scratch, s.template = nil, nil, nil
 }
 
 // maxLost is how often a guest may break its connection within a minute.

@@ -98,6 +98,9 @@ const (
 	OriginBooted Origin = "booted"
 	OriginCloned Origin = "cloned" // from a template
 	OriginPooled Origin = "pooled" // cloned before it was asked for
+	// OriginForked and OriginRestored machines go on where another stood.
+	OriginForked   Origin = "forked"
+	OriginRestored Origin = "restored"
 )
 
 // Command describes one process to run in the guest. Exactly one of Argv and

@@ -3,6 +3,7 @@
 package sandboxd
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -125,11 +126,15 @@ func prepareTrust(readonly bool) error {
 		if err != nil {
 			continue
 		}
-		all = append(b, '\n')
+		all = append(withoutBlock(b), '\n')
 		if readonly {
 			break
 		}
-		if f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0); err == nil {
+		if len(all) <= len(b) { // the disk had a session before
+			if err := os.WriteFile(path, all, 0o644); err != nil {
+				return fmt.Errorf("writing %s: %w", path, err)
+			}
+		} else if f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0); err == nil {
 			f.Close()
 		}
 		break
@@ -147,12 +152,58 @@ func prepareTrust(readonly bool) error {
 	if err != nil {
 		return fmt.Errorf("making %s: %w", knownHosts, err)
 	}
-	return f.Close()
+	return errors.Join(f.Close(), dropBlock(knownHosts))
 }
 
-// trust lets the guest's programs trust the session's authority.
-func trust(m *wire.Trust, readonly bool) error {
-	if err := appendTo(bundlePath, m.CA); err != nil {
+// What the agent adds to files of the image stands between these lines, so that it can be
+// taken out when a disk or a machine goes on in another session.
+const (
+	blockBegin = "# gondolin session begins\n"
+	blockEnd   = "# gondolin session ends\n"
+)
+
+func block(b []byte) []byte {
+	if len(b) > 0 && b[len(b)-1] != '\n' {
+		b = append(b, '\n')
+	}
+	return append(append([]byte(blockBegin), b...), blockEnd...)
+}
+
+func withoutBlock(b []byte) []byte {
+	before, rest, found := bytes.Cut(b, []byte(blockBegin))
+	if !found {
+		return b
+	}
+	_, after, _ := bytes.Cut(rest, []byte(blockEnd))
+	return append(bytes.Clone(before), withoutBlock(after)...)
+}
+
+// dropBlock takes out of a file what an earlier session added.
+func dropBlock(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil // what is not there says nothing
+	}
+	rest := withoutBlock(b)
+	if len(rest) == len(b) {
+		return nil
+	}
+	if err := os.WriteFile(path, rest, 0o644); err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	return nil
+}
+
+// trust lets the guest's programs trust the session's authority, in the place of an earlier
+// one if there was one.
+func trust(m *wire.Trust, readonly, again bool) error {
+	ca := block(m.CA)
+	if again {
+		if err := distrust(readonly); err != nil {
+			return err
+		}
+	}
+	if err := appendTo(bundlePath, ca); err != nil {
 		return err
 	}
 	for _, path := range bundles {
@@ -160,9 +211,11 @@ func trust(m *wire.Trust, readonly bool) error {
 			continue
 		}
 		if !readonly {
-			if err := appendTo(path, append([]byte("\n"), m.CA...)); err != nil {
+			if err := appendTo(path, append([]byte("\n"), ca...)); err != nil {
 				return err
 			}
+		} else if again {
+			break // it is there already
 		} else if err := unix.Mount(bundlePath, path, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("mounting %s: %w", path, err)
 		}
@@ -174,7 +227,20 @@ func trust(m *wire.Trust, readonly bool) error {
 	case readonly:
 		return provide(knownHosts, m.KnownHosts, true)
 	}
-	return appendTo(knownHosts, []byte(m.KnownHosts))
+	return appendTo(knownHosts, block([]byte(m.KnownHosts)))
+}
+
+// distrust takes out the authority of an earlier session.
+func distrust(readonly bool) error {
+	paths := []string{bundlePath}
+	if !readonly {
+		paths = append(append(paths, bundles...), knownHosts)
+	}
+	var errs []error
+	for _, path := range paths {
+		errs = append(errs, dropBlock(path))
+	}
+	return errors.Join(errs...)
 }
 
 func appendTo(path string, b []byte) error {

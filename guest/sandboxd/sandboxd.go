@@ -25,6 +25,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -46,6 +47,9 @@ type agent struct {
 	settled  bool
 	procs    *table
 	files    files
+
+	mu    sync.Mutex
+	bound []string // where mounts are
 }
 
 func run(ctx context.Context, version string) error {
@@ -111,8 +115,14 @@ func (a *agent) apply(h *wire.Hello) error {
 	if err := freshen(&h.Freshen); err != nil {
 		return err
 	}
-	if a.settled {
+	if a.settled && h.Session == a.announce.Session {
 		return nil
+	}
+	if a.settled {
+		// A copy of the machine that was settled: its mounts are served by nobody any more.
+		if err := sandboxfs.Detach(a.setBound(nil)); err != nil {
+			return err
+		}
 	}
 	if err := settle(h, a.readonly); err != nil {
 		return err
@@ -141,7 +151,7 @@ func (a *agent) trust(m *wire.Trust) (any, *wire.Error) {
 	if err := setClock(m.UnixNano); err != nil {
 		return nil, badRequest("%v", err)
 	}
-	if err := trust(m, a.readonly); err != nil {
+	if err := trust(m, a.readonly, a.procs.trusted.Load()); err != nil {
 		return nil, &wire.Error{Code: wire.CodeErrno, Errno: unix.ErrnoName(errnoOf(err)), Msg: err.Error()}
 	}
 	a.procs.trusted.Store(true)
@@ -149,15 +159,26 @@ func (a *agent) trust(m *wire.Trust) (any, *wire.Error) {
 }
 
 // mount puts the session's mounts at their paths.
-func mount(m *wire.Mounts) (any, *wire.Error) {
+func (a *agent) mount(m *wire.Mounts) (any, *wire.Error) {
 	list := make([]sandboxfs.Mount, 0, len(m.Mounts))
+	paths := make([]string, 0, len(m.Mounts))
 	for _, one := range m.Mounts {
 		list = append(list, sandboxfs.Mount(one))
+		paths = append(paths, one.Path)
 	}
+	a.setBound(paths)
 	if err := sandboxfs.Bind(list); err != nil {
 		return nil, &wire.Error{Code: wire.CodeErrno, Errno: unix.ErrnoName(errnoOf(err)), Msg: err.Error()}
 	}
 	return nil, nil
+}
+
+// setBound notes where mounts are and returns where they were.
+func (a *agent) setBound(paths []string) (old []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	old, a.bound = a.bound, paths
+	return old
 }
 
 // errnoError makes the reply for a failed system call on path.
@@ -215,7 +236,11 @@ func (a *agent) answer(ctx context.Context, stream net.Conn) {
 	case wire.OpTrust:
 		call(stream, &req, a.trust)
 	case wire.OpMount:
-		call(stream, &req, mount)
+		call(stream, &req, a.mount)
+	case wire.OpHold:
+		call(stream, &req, a.hold)
+	case wire.OpThaw:
+		call(stream, &req, a.thaw)
 	case wire.OpJobs:
 		call(stream, &req, func(*struct{}) (any, *wire.Error) { return wire.Jobs{Jobs: a.procs.list()}, nil })
 	case wire.OpOutput:

@@ -174,6 +174,10 @@ func mountSessionRoot(mode string) error {
 	if err != nil {
 		return fmt.Errorf("mounting the writable layer (%s): %w", mode, err)
 	}
+	// A disk that was in use before: the kernel takes no volatile work directory a second time.
+	if err := os.RemoveAll(upper + "/work"); err != nil {
+		return fmt.Errorf("clearing the overlay's work directory: %w", err)
+	}
 	for _, d := range []string{upper + "/data", upper + "/work"} {
 		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return err

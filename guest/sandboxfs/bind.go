@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -109,4 +110,38 @@ func dropDead(path string) error {
 			return fmt.Errorf("unmounting what the lost connection left: %w", err)
 		}
 	}
+}
+
+// Device is the number of the file system at Dir, if one is mounted there.
+func Device() (dev uint64, mounted bool) {
+	var up, st unix.Statx_t
+	if unix.Statx(unix.AT_FDCWD, filepath.Dir(Dir), 0, 0, &up) != nil ||
+		unix.Statx(unix.AT_FDCWD, Dir, unix.AT_STATX_DONT_SYNC, 0, &st) != nil {
+		return 0, false
+	}
+	dev = unix.Mkdev(st.Dev_major, st.Dev_minor)
+	return dev, dev != unix.Mkdev(up.Dev_major, up.Dev_minor)
+}
+
+// Detach unmounts what Bind put at paths, and the file system at Dir, without asking it anything:
+// its host may be gone without that the port has shown it. Who waits in it gets an error.
+func Detach(paths []string) error {
+	dev, mounted := Device()
+	if !mounted {
+		return nil
+	}
+	// The file system itself comes last: it tells what is its own.
+	for _, path := range append(slices.Clone(paths), Dir) {
+		for onDevice(path, dev) {
+			if err := unix.Unmount(path, unix.MNT_FORCE|unix.MNT_DETACH); err != nil {
+				return fmt.Errorf("unmounting %s: %w", path, err)
+			}
+		}
+	}
+	return nil
+}
+
+func onDevice(path string, dev uint64) bool {
+	var st unix.Statx_t
+	return unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, 0, &st) == nil && unix.Mkdev(st.Dev_major, st.Dev_minor) == dev
 }

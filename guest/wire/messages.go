@@ -226,3 +226,25 @@ type Trust struct {
 	// KnownHosts are lines for OpenSSH's known_hosts, such as an @cert-authority.
 	KnownHosts string `cbor:"2,keyasint,omitempty"`
 }
+
+// Hold asks that all processes of commands stand still until OpThaw; OpHold. It is refused
+// while one of them uses a mount, unless KeepMounts says that the machine keeps its host.
+type Hold struct {
+	KeepMounts bool `cbor:"1,keyasint,omitempty"`
+	Sync       bool `cbor:"2,keyasint,omitempty"` // write what waits for the disk
+}
+
+// Thawed answers OpThaw. Flows are the connections that the processes believe to have: in a
+// copy of a machine they lead nowhere.
+type Thawed struct {
+	Flows []Flow `cbor:"1,keyasint,omitempty"` // MaxFlows at most
+}
+
+// Flow is a TCP connection of the guest, each end as address and port.
+type Flow struct {
+	Local  string `cbor:"1,keyasint"`
+	Remote string `cbor:"2,keyasint"`
+}
+
+// MaxFlows bounds Thawed.Flows.
+const MaxFlows = 4096

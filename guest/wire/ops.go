@@ -23,6 +23,8 @@ const (
 	OpFreshen Op = "freshen"
 	OpMount   Op = "mount"
 	OpTrust   Op = "trust"
+	OpHold    Op = "hold"
+	OpThaw    Op = "thaw"
 
 	OpStat    Op = "stat"
 	OpReadDir Op = "readdir"
@@ -69,6 +71,7 @@ const (
 	CodeChanged Code = "changed"
 	CodeLimit   Code = "limit"
 	CodeSpawn   Code = "spawn" // the command could not be started
+	CodeBusy    Code = "busy"  // what runs in the guest forbids it now
 )
 
 // Error is a failure in the guest.

@@ -35,6 +35,8 @@ type Config struct {
 	Net         Net    // the network card
 	Verbose     bool   // let the kernel talk from its first moment on
 	Cmdline     string // appended to the kernel's command line
+
+	bare bool // Options.State has no configuration section: see isBare
 }
 
 // Net is the machine's network card. What is sent leaves through VM.Net.
@@ -140,6 +142,9 @@ func (c *Config) Argv() []string {
 	}
 	if c.Memory.loaded() {
 		args = append(args, "-incoming", "defer", "-S")
+		if c.bare {
+			args = append(args, "-global", "migration.send-configuration=off")
+		}
 	}
 	return args
 }

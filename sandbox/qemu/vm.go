@@ -91,6 +91,7 @@ func Start(ctx context.Context, c Config, o Options) (_ *VM, err error) {
 	}
 	if c.Memory.loaded() {
 		files = append(files, o.State)
+		c.bare = isBare(o.State)
 	}
 
 	vm := &VM{dir: o.Dir, net: link, console: newConsole(), log: o.Logger, done: make(chan struct{})}

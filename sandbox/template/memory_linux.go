@@ -13,8 +13,8 @@ import (
 
 const supported = true
 
-// anonymous returns a file without a name that lives in memory; memfd_create(2).
-func anonymous(name string, size int64) (*os.File, error) {
+// Anonymous returns a file without a name that lives in memory; memfd_create(2).
+func Anonymous(name string, size int64) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("making an anonymous file: %w", err)

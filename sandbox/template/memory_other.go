@@ -6,7 +6,7 @@ import "os"
 
 const supported = false
 
-func anonymous(string, int64) (*os.File, error) { return nil, ErrUnsupported }
+func Anonymous(string, int64) (*os.File, error) { return nil, ErrUnsupported }
 
 func seal(*os.File) error { return ErrUnsupported }
 

@@ -27,15 +27,9 @@ var (
 )
 
 const (
-	memoryName   = "memory"
-	stateName    = "state"
-	diskName     = "disk"
 	manifestName = "manifest.json"
 	lockSuffix   = ".lock"
 	tempPrefix   = ".tmp-"
-
-	// maxState bounds a device state, in bytes; a real one has half a MiB.
-	maxState = 64 << 20
 )
 
 // Store is a directory of templates. Several processes may use one.
@@ -56,18 +50,11 @@ func New(dir string, keep int, log *slog.Logger) (*Store, error) {
 	return &Store{dir: dir, keep: max(keep, 1), log: log}, nil
 }
 
-// manifest describes a template's files.
+// manifest describes a template.
 type manifest struct {
 	Version int    `json:"version"`
 	Key     string `json:"key"`
-	Memory  file   `json:"memory"`
-	State   file   `json:"state"`
-	Disk    *file  `json:"disk,omitempty"`
-}
-
-type file struct {
-	Bytes  int64  `json:"bytes"`
-	SHA256 string `json:"sha256"` // of a memory or disk: see digest
+	Files
 }
 
 const manifestVersion = 1
@@ -107,12 +94,12 @@ func (s *Store) Build(ctx context.Context, key string, size int64, make func(ctx
 		return nil, err
 	}
 	s.collect(key)
-	memory, err := anonymous("gondolin-template", size)
+	memory, err := Anonymous("gondolin-template", size)
 	if err != nil {
 		return nil, err
 	}
 	t := &Template{memory: memory}
-	state, err := anonymous("gondolin-state", 0)
+	state, err := Anonymous("gondolin-state", 0)
 	if err != nil {
 		t.Close()
 		return nil, err
@@ -150,18 +137,7 @@ func (s *Store) save(ctx context.Context, key string, t *Template) error {
 	}
 	defer os.RemoveAll(temp)
 	m := manifest{Version: manifestVersion, Key: key}
-	if m.Memory, err = writeBlocks(ctx, filepath.Join(temp, memoryName), t.memory); err != nil {
-		return err
-	}
-	if t.disk != nil {
-		disk, err := writeBlocks(ctx, filepath.Join(temp, diskName), t.disk)
-		if err != nil {
-			return err
-		}
-		m.Disk = &disk
-	}
-	m.State = file{int64(len(t.state)), sum(t.state)}
-	if err := writeSynced(filepath.Join(temp, stateName), t.state); err != nil {
+	if m.Files, err = t.Write(ctx, temp); err != nil {
 		return err
 	}
 	b, err := json.Marshal(m)
@@ -176,15 +152,6 @@ func (s *Store) save(ctx context.Context, key string, t *Template) error {
 		return err
 	}
 	return os.Rename(temp, place)
-}
-
-func writeSynced(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // Info describes a template on disk.

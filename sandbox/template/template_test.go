@@ -37,7 +37,7 @@ func makeOne(text string) func(context.Context, *os.File, *os.File) (*os.File, e
 		if _, err := state.WriteAt([]byte("state of "+text), 0); err != nil {
 			return nil, err
 		}
-		disk, err := anonymous("disk", 1<<20)
+		disk, err := Anonymous("disk", 1<<20)
 		if err != nil {
 			return nil, err
 		}
