@@ -31,6 +31,11 @@ const (
 
 // boot starts a machine and leads it through the handshake.
 func (h *Host) boot(ctx context.Context, o Options) (*Session, error) {
+	return h.bootFrom(ctx, o, nil)
+}
+
+// bootFrom is boot with a copy of a disk that was in use, if it is not nil.
+func (h *Host) bootFrom(ctx context.Context, o Options, disk *os.File) (*Session, error) {
 	began := time.Now()
 	id := newID()
 	config, err := h.machine(id, &o)
@@ -42,6 +47,9 @@ func (h *Host) boot(ctx context.Context, o Options) (*Session, error) {
 		return nil, err
 	}
 	s := newSession(ctx, h, id, dir, o)
+	if s.from = disk; disk != nil {
+		s.origin = OriginRestored
+	}
 	if err := h.bootAny(ctx, s, config); err != nil {
 		s.log.Warn("session did not start", "err", err)
 		s.cancel()
@@ -75,7 +83,7 @@ func (h *Host) bootAny(ctx context.Context, s *Session, c qemu.Config) error {
 		return err
 	}
 	_, proven := verdicts.Get(list[0])
-	if proven || len(list) == 1 {
+	if (proven || len(list) == 1) && s.from == nil {
 		c.Accelerator = list[0]
 		if err := h.clone(ctx, s, c); err == nil || ctx.Err() != nil {
 			return err
@@ -177,6 +185,8 @@ func (h *Host) scratchFor(ctx context.Context, s *Session, c *qemu.Config, t *te
 		return nil, nil
 	case t != nil:
 		return cloneScratch(h.opts.CacheDir, t.Disk())
+	case s.from != nil:
+		return cloneScratch(h.opts.CacheDir, s.from)
 	}
 	return newScratch(ctx, h.opts.CacheDir, s.opts.Limits.DiskMiB)
 }

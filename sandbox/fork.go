@@ -17,7 +17,7 @@ import (
 // ForkOptions say what copies of a session to make. The zero value makes one like it.
 type ForkOptions struct {
 	Count int // of the copies; default 1
-	// Adjust may change what copy i gets: its label, environment, mounts, denials and network. What
+	// Adjust is called while the session stands still. It may change what copy i gets: its label, environment, mounts, denials and network. What
 	// its machine is made of stays as it is. By default a copy shares the providers of
 	// the mounts and the network's settings with the session.
 	Adjust func(i int, o *Options) error
@@ -44,19 +44,11 @@ func (s *Session) Fork(ctx context.Context, o ForkOptions) (*Forked, error) {
 	defer release()
 	ctx, cancel := s.host.within(ctx)
 	defer cancel()
-	list := make([]Options, n)
-	for i := range list {
-		list[i] = s.options()
-		if o.Adjust != nil {
-			if err := o.Adjust(i, &list[i]); err != nil {
-				return nil, errors.Join(err, s.host.giveBack(n))
-			}
-		}
-		if list[i], err = s.sameMachine(list[i]).withDefaults(); err != nil {
-			return nil, errors.Join(err, s.host.giveBack(n))
-		}
-	}
-	f, err := s.freeze(ctx, false)
+	var list []Options
+	f, err := s.freeze(ctx, false, func() (err error) {
+		list, err = s.copies(n, o.Adjust)
+		return err
+	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("forking session %s: %w", s.id, err), s.host.giveBack(n))
 	}
@@ -69,6 +61,25 @@ func (s *Session) Fork(ctx context.Context, o ForkOptions) (*Forked, error) {
 		return nil, fmt.Errorf("forking session %s: %w", s.id, err)
 	}
 	return &Forked{Sessions: sessions, Pause: f.pause}, nil
+}
+
+// copies are the options of n copies.
+func (s *Session) copies(n int, adjust func(int, *Options) error) ([]Options, error) {
+	var list []Options
+	for i := range n {
+		o := s.options()
+		if adjust != nil {
+			if err := adjust(i, &o); err != nil {
+				return nil, err
+			}
+		}
+		o, err := s.sameMachine(o).withDefaults()
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, o)
+	}
+	return list, nil
 }
 
 // options are what the session was made with, for another like it.

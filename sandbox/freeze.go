@@ -29,8 +29,8 @@ func (f *frozen) close() {
 }
 
 // freeze copies the session's machine, or its disk alone. The session stands still
-// meanwhile and goes on after it, whatever comes of it.
-func (s *Session) freeze(ctx context.Context, diskOnly bool) (f *frozen, err error) {
+// meanwhile and goes on after it, whatever comes of it. during is called then.
+func (s *Session) freeze(ctx context.Context, diskOnly bool, during func() error) (f *frozen, err error) {
 	defer s.use()()
 	select {
 	case s.freezing <- struct{}{}:
@@ -73,6 +73,9 @@ func (s *Session) freeze(ctx context.Context, diskOnly bool) (f *frozen, err err
 	}
 	if err := s.vm.Stop(); err != nil {
 		return nil, fmt.Errorf("stopping the machine: %w", err)
+	}
+	if err := during(); err != nil {
+		return nil, err
 	}
 	return s.copyMachine(ctx, memory)
 }
@@ -151,7 +154,7 @@ func (s *Session) goOn() error {
 
 // thaw lets the processes of a machine go on and returns the connections that they had.
 func (s *Session) thaw(ctx context.Context) ([]wire.Flow, error) {
-	ctx, cancel := context.WithTimeout(ctx, wakeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	var reply wire.Thawed
 	if err := s.call(ctx, wire.OpThaw, "", nil, &reply); err != nil {

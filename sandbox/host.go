@@ -32,7 +32,9 @@ type HostOptions struct {
 	CacheDir string
 	// RuntimeDir holds the sockets of sessions, on a path of at most 60 bytes.
 	// Default: gondolin in XDG_RUNTIME_DIR, or gondolin-UID in the temporary directory.
-	RuntimeDir  string
+	RuntimeDir string
+	// StateDir holds what users want to keep: snapshots. Default: DefaultStateDir.
+	StateDir    string
 	QEMU        string        // name or path; default by architecture
 	Accelerator string        // "auto" (default), "kvm", "hvf", "tcg"
 	MaxSessions int           // default DefaultMaxSessions
@@ -55,8 +57,9 @@ type Host struct {
 	qemuVersion string
 	log         *slog.Logger
 
-	clones *cloner
-	pool   *pool
+	clones    *cloner
+	pool      *pool
+	snapshots *Snapshots
 
 	initramfs struct {
 		sync.Mutex
@@ -118,6 +121,8 @@ func NewHost(ctx context.Context, o HostOptions) (*Host, error) {
 		accel: make(chan struct{}, 1), sessions: map[string]*Session{},
 	}
 	h.initramfs.made = map[string]string{}
+	h.snapshots = OpenSnapshots(o.StateDir)
+	h.snapshots.collect(o.Logger)
 	if h.clones, err = newCloner(o); err != nil {
 		return nil, err
 	}

@@ -35,6 +35,19 @@ func newScratch(ctx context.Context, cacheDir string, mib int) (*os.File, error)
 
 // cloneScratch returns a copy of a scratch disk.
 func cloneScratch(cacheDir string, from *os.File) (*os.File, error) {
+	f, err := scratchFile(cacheDir)
+	if err != nil {
+		return nil, err
+	}
+	if err := copySparse(f, from); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("copying a scratch disk below %s: %w", cacheDir, err)
+	}
+	return f, nil
+}
+
+// scratchFile returns an empty file for a scratch disk.
+func scratchFile(cacheDir string) (*os.File, error) {
 	dir := filepath.Join(cacheDir, "scratch")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the scratch directory: %w", err)
@@ -46,10 +59,6 @@ func cloneScratch(cacheDir string, from *os.File) (*os.File, error) {
 	}
 	f, err := unnamedFile(dir)
 	if err != nil {
-		return nil, fmt.Errorf("making a scratch disk in %s: %w", dir, err)
-	}
-	if err := copySparse(f, from); err != nil {
-		f.Close()
 		return nil, fmt.Errorf("making a scratch disk in %s: %w", dir, err)
 	}
 	return f, nil
@@ -100,8 +109,12 @@ func findMke2fs() (string, error) {
 	return "", errors.New("mke2fs not found: install e2fsprogs (Debian, Ubuntu: apt-get install e2fsprogs; macOS: brew install e2fsprogs), or use root mode memory")
 }
 
-// copySparse copies the parts of src that hold data, and its size; lseek(2).
+// copySparse copies the parts of src that hold data, and its size; lseek(2). Where the file
+// system can, both share the data until one is written to.
 func copySparse(dst, src *os.File) error {
+	if reflink(dst, src) == nil {
+		return nil
+	}
 	st, err := src.Stat()
 	if err != nil {
 		return err

@@ -38,6 +38,7 @@ type Session struct {
 	template *template.Template // that it was cloned from, or nil
 	memory   *os.File           // its memory, if that is a file of its own
 	scratch  *os.File           // its scratch disk, if it has one
+	from     *os.File           // a disk to begin with, while it boots
 	past     *past              // of the session that it is a copy of, or nil
 	freezing chan struct{}      // held while it is copied
 

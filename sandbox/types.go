@@ -19,6 +19,7 @@ const (
 // kernel with its modules and any root disk will do.
 type Image struct {
 	ID       string // names the image in errors and in Info
+	Key      string // names its content: images with the same one are the same; default: made of the files' paths, sizes and times
 	Kernel   string // path of a bzImage or an ELF vmlinux with a PVH entry
 	Modules  string // path of a newc cpio with lib/gondolin/modules/order and the modules it lists
 	RootDisk string // path of a read-only ext4 file system

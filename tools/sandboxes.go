@@ -63,6 +63,11 @@ type Sandboxes interface {
 	Create(ctx context.Context, o SessionOptions) (Session, error)
 	Get(id string) (Session, error)
 	List() []sandbox.Info
+	// Fork makes n sessions that go on where the one named stands, all or none.
+	Fork(ctx context.Context, id string, n int) (made []Session, pause time.Duration, err error)
+	// Snapshot keeps a session's machine, or its disk alone, under a name; Restore makes a session of it.
+	Snapshot(ctx context.Context, id, name string, disk bool) (*sandbox.Taken, error)
+	Restore(ctx context.Context, name string, o SessionOptions) (Session, error)
 	// Close ends a session; reason is what its Info says afterwards.
 	Close(ctx context.Context, id, reason string) error
 }

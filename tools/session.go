@@ -12,9 +12,12 @@ import (
 )
 
 type sessionArgs struct {
-	Action      string `json:"action" need:"yes" enum:"create,list,close,reset" doc:"create makes another machine, list shows all, close ends one for good, reset replaces one by a new, empty one."`
-	Session     string `json:"session" max:"128" doc:"Id of the session to close or reset. Default: this connection's own."`
-	Label       string `json:"label" max:"200" doc:"create, reset: a name for people."`
+	Action      string `json:"action" need:"yes" enum:"create,list,close,reset,fork,snapshot,restore" doc:"create makes another machine, list shows all, close ends one for good, reset replaces one by a new, empty one, fork makes copies of one that runs, snapshot keeps one under a name, restore makes a session of a snapshot."`
+	Session     string `json:"session" max:"128" doc:"Id of the session to close, reset, fork or snapshot. Default: this connection's own."`
+	Label       string `json:"label" max:"200" doc:"create, reset, restore: a name for people."`
+	Count       int    `json:"count" min:"1" max:"16" default:"1" doc:"fork: how many copies."`
+	Name        string `json:"name" max:"64" doc:"snapshot, restore: the snapshot's name: letters, digits, dots, hyphens and underscores."`
+	DiskOnly    bool   `json:"disk_only" doc:"snapshot: keep files and no processes. A session restored from it boots."`
 	CPUs        int    `json:"cpus" min:"1" max:"64" doc:"create, reset: virtual CPUs. Default: as configured."`
 	MemoryMiB   int    `json:"memory_mib" min:"128" max:"1048576" doc:"create, reset: memory in MiB. Default: as configured."`
 	DiskMiB     int    `json:"disk_mib" min:"64" max:"16777216" doc:"create, reset: room for changes on disk in MiB. Default: as configured."`
@@ -45,6 +48,9 @@ type SessionInfo struct {
 type SessionResult struct {
 	Action    string        `json:"action" jsonschema:"what was asked"`
 	SessionID string        `json:"session,omitempty" jsonschema:"the session made or closed"`
+	Forks     []string      `json:"forks,omitempty" jsonschema:"the copies that fork made"`
+	Snapshot  string        `json:"snapshot,omitempty" jsonschema:"the snapshot made or restored"`
+	PauseMS   int64         `json:"pause_ms,omitempty" jsonschema:"how long fork or snapshot made the session stand still"`
 	Sessions  []SessionInfo `json:"sessions" jsonschema:"the sessions after the action"`
 	Noted
 }
@@ -55,7 +61,7 @@ const sessionsShown = 100
 func (s *Server) addSession() {
 	add(s, tool[sessionArgs]{
 		name: "session", title: "Manage sandbox sessions",
-		doc: `Create, list, close or reset sessions. A session is a machine with its own files and processes.
+		doc: `Create, list, close, reset, fork, snapshot or restore sessions. A session is a machine with its own files and processes.
 One is made by itself at the first call; ask for more only to keep things apart, and give their id as the argument session of other tools.`,
 		hints:  hints{destructive: true},
 		output: mcp.WithOutputSchema[SessionResult](),
@@ -84,6 +90,8 @@ func (s *Server) manage(ctx context.Context, c *call, a *sessionArgs) (*reply, e
 			return nil, fmt.Errorf("the session was not made: %w", err)
 		}
 		return s.sessionsReply(a.Action, sess.ID(), fmt.Sprintf("Created session %s. Give it as `session` to work in it.", sess.ID())), nil
+	case "fork", "snapshot", "restore":
+		return s.copySession(ctx, c, a)
 	case "close":
 		return s.closeSession(ctx, c, a)
 	case "reset":

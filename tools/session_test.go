@@ -185,3 +185,34 @@ func TestTheInstructionsSayWhenExactlyAMachineEnds(t *testing.T) {
 		assert.Contains(t, instructions(Options{Limits: limits}.withDefaults()), want)
 	}
 }
+
+func TestForksSnapshotsAndRestoresAreToldWithTheirIds(t *testing.T) {
+	c := dial(t, Options{Sandboxes: newFakeBoxes()})
+	r := c.call("session", `{"action":"fork"}`)
+	assert.True(t, r.IsError)
+	assert.Contains(t, r.text(), "no session to fork")
+	c.call("exec", `{"command":"echo hi"}`)
+	r = c.call("session", `{"action":"fork","count":2}`)
+	require.False(t, r.IsError, r.text())
+	got := decodeAs[SessionResult](t, r)
+	assert.Equal(t, []string{"vm-2", "vm-3"}, got.Forks)
+	assert.EqualValues(t, 80, got.PauseMS)
+	assert.Len(t, got.Sessions, 3)
+
+	r = c.call("session", `{"action":"snapshot"}`)
+	assert.True(t, r.IsError)
+	assert.Contains(t, r.text(), "needs `name`")
+	r = c.call("session", `{"action":"snapshot","name":"busy"}`)
+	assert.True(t, r.IsError)
+	assert.Contains(t, r.text(), "process 7 (vi) has /workspace/a open")
+	r = c.call("session", `{"action":"snapshot","name":"one","session":"vm-2"}`)
+	require.False(t, r.IsError, r.text())
+	assert.Equal(t, "one", decodeAs[SessionResult](t, r).Snapshot)
+	assert.Contains(t, r.text(), "with its processes as snapshot one")
+
+	assert.Contains(t, c.call("session", `{"action":"restore","name":"none"}`).text(), "no such snapshot")
+	r = c.call("session", `{"action":"restore","name":"one"}`)
+	require.False(t, r.IsError, r.text())
+	assert.Equal(t, "vm-4", decodeAs[SessionResult](t, r).SessionID)
+	assert.Contains(t, r.text(), "Restored snapshot one as session vm-4")
+}

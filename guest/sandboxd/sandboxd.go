@@ -18,6 +18,7 @@
 package sandboxd
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -90,7 +91,9 @@ func (a *agent) handshake(control *port.Port) error {
 			return fmt.Errorf("announcing: %w", err)
 		}
 		var h wire.Hello
-		if err := wire.ReadHandshake(control, &h); err != nil {
+		// Buffered: a host that comes again sends a long reset first, which took seconds byte by
+		// byte. What is read too much is nothing: the host waits for the answer.
+		if err := wire.ReadHandshake(bufio.NewReaderSize(control, 64<<10), &h); err != nil {
 			continue // the host closed the port again
 		}
 		err := a.apply(&h)

@@ -49,8 +49,8 @@ func extent(f *os.File, pos, size int64) (data, hole int64, err error) {
 	return data, hole, err
 }
 
-// diskUsage returns what a directory's files take on disk.
-func diskUsage(dir string) int64 {
+// DiskUsage returns what a directory's files take on disk.
+func DiskUsage(dir string) int64 {
 	var total int64
 	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {

@@ -173,7 +173,7 @@ func (s *Store) List() ([]Info, error) {
 		if err != nil || !e.IsDir() || strings.HasPrefix(e.Name(), tempPrefix) {
 			continue
 		}
-		list = append(list, Info{Key: e.Name(), Bytes: diskUsage(filepath.Join(s.dir, e.Name())), Used: st.ModTime()})
+		list = append(list, Info{Key: e.Name(), Bytes: DiskUsage(filepath.Join(s.dir, e.Name())), Used: st.ModTime()})
 	}
 	slices.SortFunc(list, func(a, b Info) int { return b.Used.Compare(a.Used) })
 	return list, nil
