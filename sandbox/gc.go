@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/gondolin-go/gondolin/sandbox/template"
@@ -13,7 +14,7 @@ import (
 
 // Leftover is something that no session needs any more.
 type Leftover struct {
-	Kind  string `json:"kind"` // "session" of a dead process, or "template"
+	Kind  string `json:"kind"` // "session" or unfinished "snapshot" of a dead process, or "template"
 	Name  string `json:"name"`
 	Bytes int64  `json:"bytes"`
 }
@@ -21,20 +22,22 @@ type Leftover struct {
 // CollectOptions say what Collect removes.
 type CollectOptions struct {
 	CacheDir, RuntimeDir string        // as in HostOptions
+	StateDir             string        // as in HostOptions; its snapshots stay, but for unfinished ones
 	Keep                 time.Duration // templates used within this time stay
 	DryRun               bool          // only report
 	Logger               *slog.Logger  // default: discard
 }
 
-// Collect removes what dead processes left in the runtime directory and templates that were
-// not used lately. A template that is missed is built again by the next session.
+// Collect removes what dead processes left in the runtime directory and among the snapshots, and
+// templates that were not used lately. A template that is missed is built again by the next session.
 func Collect(o CollectOptions) ([]Leftover, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	gone, err := collectSessions(o)
+	unfinished, serr := OpenSnapshots(o.StateDir).collect(o.DryRun, o.Logger)
 	templates, terr := collectTemplates(o)
-	return append(gone, templates...), errors.Join(err, terr)
+	return slices.Concat(gone, unfinished, templates), errors.Join(err, serr, terr)
 }
 
 func collectSessions(o CollectOptions) ([]Leftover, error) {

@@ -81,6 +81,15 @@ type Host struct {
 // NewHost prepares the directories, removes what dead processes left in them,
 // and finds QEMU.
 func NewHost(ctx context.Context, o HostOptions) (*Host, error) {
+	o = o.withDefaults()
+	path, err := qemu.FindBinary(o.QEMU)
+	if err != nil {
+		return nil, err
+	}
+	return newHost(ctx, o, path)
+}
+
+func (o HostOptions) withDefaults() HostOptions {
 	if o.CacheDir == "" {
 		o.CacheDir = filepath.Join(xdg.CacheHome, "gondolin")
 	}
@@ -96,10 +105,10 @@ func NewHost(ctx context.Context, o HostOptions) (*Host, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	path, err := qemu.FindBinary(o.QEMU)
-	if err != nil {
-		return nil, err
-	}
+	return o
+}
+
+func newHost(ctx context.Context, o HostOptions, path string) (*Host, error) {
 	version, err := qemu.Version(ctx, path)
 	if err != nil {
 		return nil, err
@@ -122,7 +131,9 @@ func NewHost(ctx context.Context, o HostOptions) (*Host, error) {
 	}
 	h.initramfs.made = map[string]string{}
 	h.snapshots = OpenSnapshots(o.StateDir)
-	h.snapshots.collect(o.Logger)
+	if _, err := h.snapshots.collect(false, o.Logger); err != nil {
+		o.Logger.Warn("collecting what dead processes left of snapshots", "err", err)
+	}
 	if h.clones, err = newCloner(o); err != nil {
 		return nil, err
 	}

@@ -182,20 +182,28 @@ func (s *Snapshots) Remove(name string) (int64, error) {
 	return freed, nil
 }
 
-// collect removes what writers left that are dead.
-func (s *Snapshots) collect(log *slog.Logger) {
+// collect removes what writers left that are dead, and says what that is. With dry it only says.
+func (s *Snapshots) collect(dry bool, log *slog.Logger) ([]Leftover, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
-		return
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return nil, err
 	}
+	var gone []Leftover
+	var errs []error
 	for _, e := range entries {
 		if !strings.HasPrefix(e.Name(), snapshotTemp) && !strings.HasPrefix(e.Name(), youngPrefix) {
 			continue
 		}
-		if err := collectOne(filepath.Join(s.dir, e.Name()), log); err != nil {
-			log.Warn("collecting what a dead process left of a snapshot", "dir", e.Name(), "err", err)
+		dead, err := collectOne(filepath.Join(s.dir, e.Name()), dry, log)
+		errs = append(errs, err)
+		if dead {
+			gone = append(gone, Leftover{Kind: "snapshot", Name: e.Name()})
 		}
 	}
+	return gone, errors.Join(errs...)
 }
 
 // write makes a snapshot of what fill writes into a directory, which appears whole or not at all.

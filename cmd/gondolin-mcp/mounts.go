@@ -26,6 +26,8 @@ type files struct {
 	dir     string // where commands start because of them, or ""
 	closers []func() error
 	log     func(error)
+
+	memories map[string]vfs.Node // the mounts in memory, by path
 }
 
 func (f *files) close() {
@@ -115,11 +117,18 @@ func (p planned) shown() tools.Mount {
 	}
 }
 
-// provide opens what a session of a user mounts.
-func (b *sandboxes) provide(roots []string, user string) (*files, error) {
+// provide opens what a session of a user mounts. Mounts in memory begin with what they hold in
+// from, if that is not nil.
+func (b *sandboxes) provide(roots []string, user string, from *files) (*files, error) {
 	f := &files{
-		denials: &sandbox.DenialLog{},
-		log:     func(err error) { b.log.Warn("closing a mount", "error", err) },
+		denials:  &sandbox.DenialLog{},
+		log:      func(err error) { b.log.Warn("closing a mount", "error", err) },
+		memories: map[string]vfs.Node{},
+	}
+	if from != nil {
+		for path, node := range from.memories {
+			f.memories[path], _ = vfs.CopyMemory(node)
+		}
 	}
 	var usable []root
 	if b.wantsRoots() {
@@ -160,7 +169,11 @@ func (b *sandboxes) openMount(p planned, uid, gid uint32, f *files) (vfs.Node, e
 	readOnly := p.Mode == configs.ModeReadOnly
 	bytes, count := int64(p.Quota)<<20, int64(p.MaxFiles)
 	if p.Provider == configs.ProviderMemory {
-		node := vfs.NewMemory(vfs.MemoryOptions{MaxBytes: bytes, MaxFiles: count, UID: uid, GID: gid})
+		node := f.memories[p.Path]
+		if node == nil {
+			node = vfs.NewMemory(vfs.MemoryOptions{MaxBytes: bytes, MaxFiles: count, UID: uid, GID: gid})
+			f.memories[p.Path] = node
+		}
 		if readOnly {
 			node = vfs.ReadOnly(node)
 		}

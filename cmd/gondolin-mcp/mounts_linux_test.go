@@ -32,7 +32,7 @@ func tree(t *testing.T, files ...string) string {
 
 func provide(t *testing.T, b *sandboxes, user string, roots ...string) *files {
 	t.Helper()
-	f, err := b.provide(roots, user)
+	f, err := b.provide(roots, user, nil)
 	require.NoError(t, err)
 	t.Cleanup(f.close)
 	return f
@@ -149,13 +149,13 @@ func TestADirectoryThatIsGoneFailsTheSessionAndClosesTheOthers(t *testing.T) {
 	dir := tree(t, "a/f", "b/f")
 	b := loaded(t, dir, "workspace: ./a\nmounts: [{path: /b, source: b}]\n")
 	require.NoError(t, os.RemoveAll(filepath.Join(dir, "b")))
-	_, err := b.provide(nil, "")
+	_, err := b.provide(nil, "", nil)
 	assert.ErrorContains(t, err, "mounting /b: opening host directory "+dir+"/b: no such file or directory")
 }
 
 func TestClosingLetsGoOfTheDirectories(t *testing.T) {
 	b := boxes(t, nil, "--workspace="+tree(t, "f"))
-	f, err := b.provide(nil, "")
+	f, err := b.provide(nil, "", nil)
 	require.NoError(t, err)
 	f.close()
 	_, err = f.mounts[0].Root.Lookup(t.Context(), "f")

@@ -145,8 +145,38 @@ func (b *sandboxes) create(ctx context.Context, o tools.SessionOptions) (*sessio
 	if err != nil {
 		return nil, err
 	}
+	p, err := b.equip(ctx, &opts, o.Roots, img, release, nil)
+	if err != nil {
+		return nil, err
+	}
+	s, err := host.Create(ctx, opts)
+	if err != nil {
+		return nil, errors.Join(err, p.close(err.Error()))
+	}
+	return b.enter(s, p), nil
+}
+
+// equipment is what a session has of this process until it is Done.
+type equipment struct {
+	*files
+	net     *network
+	img     *images.Image
+	release func() // of the image
+	roots   []string
+}
+
+func (p *equipment) close(reason string) error {
+	err := p.net.close(reason)
+	p.files.close()
+	p.release()
+	return err
+}
+
+// equip opens what a session needs beside its machine, and puts it into its options. from are the
+// files of the session that it is a copy of, or nil. It owns release from here on.
+func (b *sandboxes) equip(ctx context.Context, opts *sandbox.Options, roots []string, img *images.Image, release func(), from *files) (*equipment, error) {
 	opts.Image = sandboxImage(img)
-	files, err := b.provide(o.Roots, firstOf(opts.User, opts.Image.User))
+	files, err := b.provide(roots, firstOf(opts.User, opts.Image.User), from)
 	if err != nil {
 		release()
 		return nil, err
@@ -161,13 +191,12 @@ func (b *sandboxes) create(ctx context.Context, o tools.SessionOptions) (*sessio
 	if opts.Dir == "" {
 		opts.Dir = files.dir
 	}
-	s, err := host.Create(ctx, opts)
-	if err != nil {
-		files.close()
-		release()
-		return nil, errors.Join(err, net.close(err.Error()))
-	}
-	wrapped := &session{Session: s, mounts: files.shown, plan: files.plan, record: net.record, metrics: b.metrics}
+	return &equipment{files: files, net: net, img: img, release: release, roots: roots}, nil
+}
+
+// enter adds a session to those that are open.
+func (b *sandboxes) enter(s *sandbox.Session, p *equipment) *session {
+	wrapped := &session{Session: s, mounts: p.shown, plan: p.plan, record: p.net.record, metrics: b.metrics, equipment: p}
 	unfollow := b.policies.follow(s.SetPolicy)
 	b.mu.Lock()
 	b.open[s.ID()] = wrapped
@@ -176,14 +205,12 @@ func (b *sandboxes) create(ctx context.Context, o tools.SessionOptions) (*sessio
 	b.workers.Go(func() {
 		<-s.Done()
 		unfollow()
-		if err := net.close(wrapped.Info().Reason); err != nil {
+		if err := p.close(wrapped.Info().Reason); err != nil {
 			b.log.Error("closing the audit record", "session", s.ID(), "error", err)
 		}
-		files.close()
-		release()
 		b.bury(wrapped)
 	})
-	return wrapped, nil
+	return wrapped
 }
 
 // bury moves a session that ended to those that are only remembered.
@@ -244,6 +271,8 @@ type session struct {
 	record  *record // nil: none is kept
 	metrics *metrics
 
+	equipment *equipment
+
 	mu     sync.Mutex
 	reason string
 }
@@ -278,7 +307,7 @@ func (s *session) Info() sandbox.Info {
 // sandboxImage is an image of the store in the terms of package sandbox.
 func sandboxImage(img *images.Image) sandbox.Image {
 	si := sandbox.Image{
-		ID:     img.ID(),
+		ID: img.ID(), Key: img.ID(),
 		Kernel: img.Path(images.KernelFile), Modules: img.Path(images.ModulesFile), RootDisk: img.Path(images.RootFile),
 	}
 	if names := img.Names(); len(names) > 0 {

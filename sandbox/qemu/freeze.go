@@ -29,7 +29,23 @@ func (vm *VM) SaveDevices(state *os.File) error {
 		return err
 	}
 	err = vm.qmp.execute("xen-save-devices-state", map[string]any{"filename": fmt.Sprintf("/dev/fdset/%d", set.ID), "live": false}, nil)
-	return errors.Join(err, vm.qmp.execute("remove-fd", map[string]int{"fdset-id": set.ID}, nil))
+	if err = errors.Join(err, vm.qmp.execute("remove-fd", map[string]int{"fdset-id": set.ID}, nil)); err != nil {
+		return err
+	}
+	return endState(state)
+}
+
+// endState adds the empty description of the format that a state ends with after Save, and
+// without which the machine that loads it complains on its console.
+func endState(state *os.File) error {
+	st, err := state.Stat()
+	if err == nil {
+		_, err = state.WriteAt([]byte{6, 0, 0, 0, 0}, st.Size()) // a section of type VMDESCRIPTION and no length
+	}
+	if err != nil {
+		return fmt.Errorf("ending the machine's state: %w", err)
+	}
+	return nil
 }
 
 // isBare reports whether a machine's state begins with its devices and not with a

@@ -208,6 +208,10 @@ func (s *Store) collect(building string) {
 		s.log.Warn("removing old templates", "err", err)
 	}
 	entries, _ := os.ReadDir(s.dir)
+	s.sweep(entries, building)
+}
+
+func (s *Store) sweep(entries []fs.DirEntry, building string) {
 	for _, e := range entries {
 		if key, ok := strings.CutSuffix(e.Name(), lockSuffix); ok && key != building {
 			s.removeLock(key)
@@ -218,6 +222,16 @@ func (s *Store) collect(building string) {
 			_ = os.RemoveAll(filepath.Join(s.dir, e.Name()))
 		}
 	}
+}
+
+// Collect removes what dead builds left.
+func (s *Store) Collect() error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return fmt.Errorf("listing templates: %w", err)
+	}
+	s.sweep(entries, "")
+	return nil
 }
 
 // removeLock removes the lock of a template that does not exist and that nobody builds. Who
