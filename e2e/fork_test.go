@@ -205,7 +205,7 @@ func TestForkedProcessKeepsItsSecretAndLosesItsConnections(t *testing.T) {
 	require.NoError(t, err)
 	waiting, err := s.StartJob(t.Context(), sandbox.Command{Shell: `curl -sSN ` + out.url(t, false) + `/hang; echo ended $?`})
 	require.NoError(t, err)
-	eventually(t, 20*time.Second, "it is connected", func() bool { return strings.Contains(sh(t, s, "cat /proc/net/tcp"), " 01 ") })
+	eventually(t, 20*time.Second, "it is connected", func() bool { return strings.Contains(sh(t, s, "cat /proc/net/tcp /proc/net/tcp6"), " 01 ") })
 
 	c := fork(t, s, 1)[0]
 	eventually(t, 20*time.Second, "the copy's connection is reset", func() bool {
