@@ -18,6 +18,9 @@
 // are used as those of the Session. Policy and mounts stay with the Session. A command ends with
 // the program that started it, unless it is a job or was left with Process.Detach.
 //
+// Session.Fork makes copies of a running session, and Session.Snapshot keeps one in a
+// directory for Host.Restore. Both go on where the session stood, processes included.
+//
 // # Errors
 //
 // A command that ran and failed is not an error: see Exit. Errors that callers

@@ -137,7 +137,7 @@ func (s *Session) copyMachine(ctx context.Context, memory *os.File) (_ *frozen, 
 func (s *Session) goOn() error {
 	err := s.vm.Continue()
 	if err == nil {
-		err = s.freshen(s.life)
+		err = s.freshen(s.life, settleTimeout)
 	}
 	if err == nil {
 		_, err = s.thaw(s.life)

@@ -188,7 +188,7 @@ func (h *Host) pooled(ctx context.Context, o Options) *Session {
 		}
 		err := s.vm.Continue()
 		if err == nil {
-			err = s.freshen(ctx)
+			err = s.freshen(ctx, wakeTimeout)
 		}
 		if err == nil {
 			now := time.Now()
@@ -210,8 +210,8 @@ func (h *Host) pooled(ctx context.Context, o Options) *Session {
 }
 
 // freshen gives a machine that stood still the time, and entropy of its own.
-func (s *Session) freshen(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, wakeTimeout)
+func (s *Session) freshen(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	fresh := wire.Freshen{Entropy: make([]byte, wire.EntropySize)}
 	if _, err := io.ReadFull(rand.Reader, fresh.Entropy); err != nil {

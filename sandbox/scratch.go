@@ -52,16 +52,23 @@ func scratchFile(cacheDir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the scratch directory: %w", err)
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err == nil && uint64(st.Bavail)*uint64(st.Bsize) < minFree {
-		return nil, fmt.Errorf("only %d MiB are free in %s and a session needs %d: make room, or use root mode memory",
-			uint64(st.Bavail)*uint64(st.Bsize)>>20, dir, minFree>>20)
+	if err := enoughRoom(dir); err != nil {
+		return nil, fmt.Errorf("%w, or use root mode memory", err)
 	}
 	f, err := unnamedFile(dir)
 	if err != nil {
 		return nil, fmt.Errorf("making a scratch disk in %s: %w", dir, err)
 	}
 	return f, nil
+}
+
+// enoughRoom refuses a directory in which nothing could be written for long.
+func enoughRoom(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err == nil && uint64(st.Bavail)*uint64(st.Bsize) < minFree {
+		return fmt.Errorf("only %d MiB are free in %s and %d are needed: make room", uint64(st.Bavail)*uint64(st.Bsize)>>20, dir, minFree>>20)
+	}
+	return nil
 }
 
 // openEmpty opens the empty file system of a size, made once with mke2fs.

@@ -56,6 +56,7 @@ const (
 	snapshotManifest = "snapshot.json"
 	snapshotTemp     = ".tmp-"
 	maxManifest      = 1 << 20
+	maxSnapshots     = 64 // an agent makes them, and they lie on the user's disk
 )
 
 // ErrNoSnapshot: there is no snapshot of that name.
@@ -217,6 +218,12 @@ func (s *Snapshots) write(ctx context.Context, m *Snapshot, fill func(dir string
 	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return fmt.Errorf("making the directory of snapshots: %w", err)
+	}
+	if entries, err := os.ReadDir(s.dir); err == nil && len(entries) >= maxSnapshots {
+		return fmt.Errorf("there are %d snapshots in %s, the most that are kept: remove some: %w", len(entries), s.dir, ErrLimit)
+	}
+	if err := enoughRoom(s.dir); err != nil {
+		return err
 	}
 	temp, err := newRunDir(s.dir, snapshotTemp+newID())
 	if err != nil {

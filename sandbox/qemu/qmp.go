@@ -16,8 +16,9 @@ import (
 // maxQMPLine bounds one message of the monitor.
 const maxQMPLine = 1 << 20
 
-// qmpTimeout bounds the wait for the monitor's answer.
-const qmpTimeout = 10 * time.Second
+// qmpTimeout bounds the wait for the monitor's answer. On a host that has far more to do than it
+// can, starting QEMU took ten seconds.
+const qmpTimeout = 30 * time.Second
 
 // Event is an asynchronous message of the monitor.
 type Event struct {
