@@ -13,6 +13,8 @@ import (
 	"github.com/gondolin-go/gondolin/guest/pid1"
 	"github.com/gondolin-go/gondolin/guest/sandboxd"
 	"github.com/gondolin-go/gondolin/guest/sandboxfs"
+	"github.com/gondolin-go/gondolin/guest/sandboxingress"
+	"github.com/gondolin-go/gondolin/guest/sandboxssh"
 )
 
 // version is set by the build.
@@ -26,6 +28,10 @@ func main() {
 		sandboxd.Main(context.Background(), version)
 	case os.Args[0] == "sandboxfs":
 		sandboxfs.Main()
+	case os.Args[0] == "sandboxingress":
+		sandboxingress.Main(version)
+	case os.Args[0] == "sandboxssh":
+		sandboxssh.Main()
 	default:
 		fmt.Fprintln(os.Stderr, "gondolin guest", version, "runs as process 1 of a gondolin VM and is of no use elsewhere")
 		os.Exit(2)

@@ -242,7 +242,7 @@ func (h *Host) bootOnce(ctx context.Context, s *Session, c qemu.Config, from sta
 		}
 		limit = min(limit, unprovenTimeout)
 	}
-	conn, err := s.connect(ctx, vm, limit, from.again)
+	conn, err := s.connect(ctx, vm, wire.PortControl, limit, from.again)
 	if err != nil {
 		return err
 	}
@@ -284,10 +284,10 @@ func withConsole(err error, vm *qemu.VM) error {
 	return err
 }
 
-// connect opens the control port and leads the guest through the handshake,
+// connect opens a port and leads the guest through the handshake,
 // which must begin within limit. again says that the port was open before.
-func (s *Session) connect(ctx context.Context, vm *qemu.VM, limit time.Duration, again bool) (_ net.Conn, err error) {
-	conn, err := vm.Dial(ctx, wire.PortControl)
+func (s *Session) connect(ctx context.Context, vm *qemu.VM, port string, limit time.Duration, again bool) (_ net.Conn, err error) {
+	conn, err := vm.Dial(ctx, port)
 	if err != nil {
 		return nil, err
 	}
@@ -324,7 +324,7 @@ func (s *Session) connect(ctx context.Context, vm *qemu.VM, limit time.Duration,
 	}
 	if again {
 		if err := wire.WriteReset(conn); err != nil {
-			return nil, fmt.Errorf("resetting the control port: %w", err)
+			return nil, fmt.Errorf("resetting port %s: %w", port, err)
 		}
 	}
 	var hi wire.Announce

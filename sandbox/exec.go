@@ -158,7 +158,7 @@ func (s *client) countRunning(n int) {
 
 // startRequest checks a command and adds the session's defaults.
 func (s *client) startRequest(cmd *Command) (*wire.Start, error) {
-	if (len(cmd.Argv) == 0) == (cmd.Shell == "") {
+	if cmd.part == "" && (len(cmd.Argv) == 0) == (cmd.Shell == "") {
 		return nil, fmt.Errorf("command: give exactly one of argv and shell: %w", ErrInvalid)
 	}
 	if err := errors.Join(checkEnv(cmd.Env)...); err != nil {
@@ -167,7 +167,7 @@ func (s *client) startRequest(cmd *Command) (*wire.Start, error) {
 	req := &wire.Start{
 		Argv: cmd.Argv, Shell: cmd.Shell, Dir: s.resolve(cmd.Dir), Env: s.environ(cmd.Env), User: cmd.User,
 		Stdin: cmd.Stdin != nil || cmd.KeepStdin, TimeoutMS: cmd.Timeout.Milliseconds(),
-		GraceMS: cmd.Grace.Milliseconds(), Retain: cmd.Retain, Spool: cmd.SpoolBytes,
+		Part: cmd.part, GraceMS: cmd.Grace.Milliseconds(), Retain: cmd.Retain, Spool: cmd.SpoolBytes,
 	}
 	if cmd.Timeout > 0 && req.TimeoutMS == 0 {
 		req.TimeoutMS = 1

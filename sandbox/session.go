@@ -55,6 +55,10 @@ type Session struct {
 	gone   chan struct{} // closed when nothing of the session is left
 
 	diskError string // what the host said of a failed access to the scratch disk; under mu
+
+	dialer  dialer
+	exposed exposed
+	shells  shells
 }
 
 func newSession(ctx context.Context, h *Host, id string, dir *runDir, o Options) *Session {
@@ -202,7 +206,7 @@ func (s *Session) watch() {
 
 // reconnect opens the control port anew; only watch calls it.
 func (s *Session) reconnect() (*yamux.Session, error) {
-	conn, err := s.connect(s.life, s.vm, settleTimeout, true)
+	conn, err := s.connect(s.life, s.vm, wire.PortControl, settleTimeout, true)
 	if err != nil {
 		return nil, err
 	}

@@ -136,6 +136,8 @@ type Command struct {
 	// SpoolBytes bounds what is kept, 64 KiB (512 KiB where output is waited for)
 	// to 64 MiB, default 1 MiB.
 	SpoolBytes int
+
+	part string // of the guest's own program, in the place of Argv and Shell
 }
 
 // TTYSize is the size of a terminal in characters.

@@ -65,7 +65,7 @@ func run() error {
 	if err := spawnFS(); err != nil {
 		return err
 	}
-	sandboxd, err := spawn("sandboxd")
+	sandboxd, err := Spawn("sandboxd")
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func spawnFS() error {
 		return err
 	}
 	defer syscall.Close(ready[0])
-	_, err := spawn("sandboxfs", uintptr(ready[1]))
+	_, err := Spawn("sandboxfs", uintptr(ready[1]))
 	syscall.Close(ready[1])
 	if err != nil {
 		return err
@@ -107,8 +107,8 @@ func spawnFS() error {
 	return nil
 }
 
-// spawn starts another part of this program.
-func spawn(name string, more ...uintptr) (int, error) {
+// Spawn starts another part of this program; the caller waits for its end.
+func Spawn(name string, more ...uintptr) (int, error) {
 	pid, err := syscall.ForkExec("/proc/self/exe", []string{name}, &syscall.ProcAttr{
 		Env:   []string{"GOMEMLIMIT=96MiB", "GOGC=200", "GOMAXPROCS=1"},
 		Files: append([]uintptr{0, 1, 2}, more...),

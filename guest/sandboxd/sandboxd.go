@@ -18,7 +18,6 @@
 package sandboxd
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -48,6 +47,7 @@ type agent struct {
 	settled  bool
 	procs    *table
 	files    files
+	parts    parts
 
 	mu    sync.Mutex
 	bound []string // where mounts are
@@ -66,7 +66,7 @@ func run(ctx context.Context, version string) error {
 	}
 	a := &agent{readonly: readonly, announce: wire.Announce{Version: wire.Version, Agent: version, Kernel: kernelRelease()}, procs: newTable()}
 	for {
-		if err := a.handshake(control); err != nil {
+		if err := port.Greet(control, a.announce, a.apply); err != nil {
 			return err
 		}
 		if err := a.serve(ctx, control); err != nil {
@@ -83,38 +83,7 @@ func kernelRelease() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
-// handshake announces the guest until a host has answered, and applies the answer.
-func (a *agent) handshake(control *port.Port) error {
-	for {
-		// The write waits until a host has opened the port.
-		if err := wire.WriteHandshake(control, a.announce); err != nil {
-			return fmt.Errorf("announcing: %w", err)
-		}
-		var h wire.Hello
-		// Buffered: a host that comes again sends a long reset first, which took seconds byte by
-		// byte. What is read too much is nothing: the host waits for the answer.
-		if err := wire.ReadHandshake(bufio.NewReaderSize(control, 64<<10), &h); err != nil {
-			continue // the host closed the port again
-		}
-		err := a.apply(&h)
-		ready := wire.Ready{}
-		if err != nil {
-			ready.Err = err.Error()
-		}
-		if werr := wire.WriteHandshake(control, ready); werr != nil {
-			return fmt.Errorf("answering the hello: %w", werr)
-		}
-		if err != nil {
-			return err
-		}
-		return nil
-	}
-}
-
 func (a *agent) apply(h *wire.Hello) error {
-	if h.Version != wire.Version {
-		return fmt.Errorf("the host speaks protocol version %d and this guest %d; start the session with the guest that comes with the host", h.Version, wire.Version)
-	}
 	if err := freshen(&h.Freshen); err != nil {
 		return err
 	}
@@ -244,6 +213,8 @@ func (a *agent) answer(ctx context.Context, stream net.Conn) {
 		call(stream, &req, a.hold)
 	case wire.OpThaw:
 		call(stream, &req, a.thaw)
+	case wire.OpServe:
+		call(stream, &req, a.parts.serve)
 	case wire.OpJobs:
 		call(stream, &req, func(*struct{}) (any, *wire.Error) { return wire.Jobs{Jobs: a.procs.list()}, nil })
 	case wire.OpOutput:

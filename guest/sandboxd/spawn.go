@@ -167,7 +167,10 @@ func getenv(env []string, name string) string {
 // commandLine returns the program's path and argument list.
 func commandLine(req *wire.Start, dir string, env []string) (string, []string, *wire.Error) {
 	switch {
-	case (len(req.Argv) == 0) == (req.Shell == ""):
+	case req.Part == wire.PartSFTP && len(req.Argv) == 0 && req.Shell == "":
+		// This program, also where the command's user may not look at it by another name.
+		return "/proc/self/exe", []string{"sandboxssh", req.Part}, nil
+	case (len(req.Argv) == 0) == (req.Shell == "") || req.Part != "":
 		return "", nil, &wire.Error{Code: wire.CodeInvalid, Msg: "give exactly one of argv and shell"}
 	case req.Shell != "":
 		for _, shell := range []string{"/bin/bash", "/usr/bin/bash", "/bin/sh"} {

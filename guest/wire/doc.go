@@ -3,9 +3,9 @@
 //
 // # Transport
 //
-// A session's VM has four virtio-serial ports, each a byte stream with one
-// purpose: PortControl, PortFS, PortSSH and PortIngress. This package speaks on
-// PortControl.
+// A session's VM has three virtio-serial ports, each a byte stream with one
+// purpose: PortControl, PortFS and PortIngress. This package speaks on PortControl and,
+// after OpServe, on PortIngress, whose streams are TCP connections into the guest.
 //
 // # Handshake
 //
@@ -41,6 +41,7 @@
 //	unpack          reply, which may come before the host has sent all
 //	glob, grep,
 //	readdir         guest: FrameData, each a CBOR array of results, at last FrameEnd
+//	dial            both: the bytes of a TCP connection
 //	others          nothing
 //
 // The host closes a stream when it has all that it wants of it, the guest after that.

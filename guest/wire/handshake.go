@@ -17,7 +17,6 @@ const Magic = "GNDLN\x01\r\n"
 const (
 	PortControl = "gondolin.control"
 	PortFS      = "gondolin.fs"
-	PortSSH     = "gondolin.ssh"
 	PortIngress = "gondolin.ingress"
 )
 

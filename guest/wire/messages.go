@@ -14,6 +14,7 @@ type Start struct {
 	Retain    bool     `cbor:"10,keyasint,omitempty"` // keep the output and the process's entry after it ended
 	Spool     int      `cbor:"11,keyasint,omitempty"` // bytes of output kept
 	Detach    bool     `cbor:"12,keyasint,omitempty"` // no output on this stream; needs Retain
+	Part      string   `cbor:"13,keyasint,omitempty"` // a part of the guest's own program, such as PartSFTP, in the place of Argv and Shell
 }
 
 // Size is a terminal's size.
@@ -248,3 +249,23 @@ type Flow struct {
 
 // MaxFlows bounds Thawed.Flows.
 const MaxFlows = 4096
+
+// PartSFTP is an SFTP server on standard input and output.
+const PartSFTP = "sftp"
+
+// Serve asks that a part of the guest that runs on demand serve its port; OpServe. It may
+// be repeated.
+type Serve struct {
+	Port string `cbor:"1,keyasint"` // PortIngress
+}
+
+// Served answers Serve.
+type Served struct {
+	Before bool `cbor:"1,keyasint,omitempty"` // it did so already, and may not know that an earlier host has gone
+}
+
+// Dial asks for a connection to a TCP port of the guest's loopback; OpDial. After the reply the
+// stream is the connection.
+type Dial struct {
+	Port uint16 `cbor:"1,keyasint"`
+}

@@ -27,25 +27,51 @@ const window = 512 << 10
 
 // Client returns the host's end of the stream multiplexer on conn.
 func Client(conn io.ReadWriteCloser) (*yamux.Session, error) {
-	return yamux.Client(newGuard(conn), muxConfig())
+	return yamux.Client(newGuard(conn), muxConfig(requestLinger))
 }
+
+// MaxDials bounds the streams of PortIngress that are open at once, on both sides: what one
+// holds unread is at most a window.
+const MaxDials = 64
 
 // Server returns the guest's end.
 func Server(conn io.ReadWriteCloser) (*yamux.Session, error) {
-	g := newGuard(conn)
-	g.accept = true
-	return yamux.Server(g, muxConfig())
+	return server(conn, muxConfig(requestLinger))
 }
 
-func muxConfig() *yamux.Config {
+// DialClient and DialServer are the two ends on PortIngress.
+func DialClient(conn io.ReadWriteCloser) (*yamux.Session, error) {
+	return yamux.Client(newGuard(conn), muxConfig(dialLinger))
+}
+
+// DialServer returns the guest's end.
+func DialServer(conn io.ReadWriteCloser) (*yamux.Session, error) {
+	return server(conn, muxConfig(dialLinger))
+}
+
+func server(conn io.ReadWriteCloser, c *yamux.Config) (*yamux.Session, error) {
+	g := newGuard(conn)
+	g.accept = true
+	return yamux.Server(g, c)
+}
+
+// How long a side that has closed a stream waits for the other to close it too, before it
+// is cut off.
+const (
+	// The host closes a stream when it has what it wants, and the guest then too: who is
+	// still waiting for the other after this time waits in vain.
+	requestLinger = 5 * time.Second
+	// In a TCP connection one direction may end long before the other.
+	dialLinger = time.Minute
+)
+
+func muxConfig(linger time.Duration) *yamux.Config {
 	c := yamux.DefaultConfig()
 	c.EnableKeepAlive = false // a local byte stream needs none, and an idle guest stays idle
 	c.MaxStreamWindowSize = window
 	c.ConnectionWriteTimeout = writeTimeout
 	c.StreamOpenTimeout = writeTimeout
-	// The host closes a stream when it has what it wants, and the guest then too:
-	// who is still waiting for the other after this time waits in vain.
-	c.StreamCloseTimeout = 5 * time.Second
+	c.StreamCloseTimeout = linger
 	c.LogOutput = io.Discard
 	return c
 }

@@ -25,6 +25,8 @@ const (
 	OpTrust   Op = "trust"
 	OpHold    Op = "hold"
 	OpThaw    Op = "thaw"
+	OpServe   Op = "serve"
+	OpDial    Op = "dial" // on PortIngress
 
 	OpStat    Op = "stat"
 	OpReadDir Op = "readdir"

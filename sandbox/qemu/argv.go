@@ -90,10 +90,10 @@ func (c *Config) fdState() int {
 	return c.fdMemory()
 }
 
-const numPorts = 4
+const numPorts = 3
 
 // Ports are the serial ports of every machine, in the order of their numbers.
-var Ports = [numPorts]string{wire.PortControl, wire.PortFS, wire.PortSSH, wire.PortIngress}
+var Ports = [numPorts]string{wire.PortControl, wire.PortFS, wire.PortIngress}
 
 // Argv returns QEMU's arguments without the program's name.
 func (c *Config) Argv() []string {

@@ -1,0 +1,154 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"github.com/gondolin-go/gondolin/guest/wire"
+	"github.com/gondolin-go/gondolin/sandbox/ingress"
+)
+
+// guestDialTimeout bounds the guest's answer to a dial.
+const guestDialTimeout = 15 * time.Second
+
+// dialer is the host's end of the ingress port, which is opened when it is first needed.
+type dialer struct {
+	mu  sync.Mutex // held while the port or a stream is opened; that ends with the session
+	mux *yamux.Session
+}
+
+// dialGuest connects to a TCP port of the guest's loopback. It returns when ctx ends, whatever
+// the guest does.
+func (s *Session) dialGuest(ctx context.Context, port uint16) (net.Conn, error) {
+	var conn net.Conn
+	var err error
+	done := make(chan struct{})
+	if !s.work(func() {
+		defer close(done)
+		conn, err = s.dialPort(ctx, port)
+	}) {
+		return nil, s.closedError()
+	}
+	select {
+	case <-done:
+		return conn, err
+	case <-ctx.Done():
+		s.work(func() {
+			if <-done; conn != nil {
+				conn.Close()
+			}
+		})
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (s *Session) dialPort(ctx context.Context, port uint16) (net.Conn, error) {
+	stream, err := s.openIngress()
+	if err != nil {
+		return nil, err
+	}
+	c := &guestConn{Stream: stream, session: s}
+	stop := context.AfterFunc(ctx, func() { _ = stream.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	_ = stream.SetDeadline(time.Now().Add(guestDialTimeout))
+	if err = wire.SendRequest(stream, wire.OpDial, wire.Dial{Port: port}); err == nil {
+		err = wire.ReadReply(stream, nil)
+	}
+	if err != nil {
+		c.Close()
+		return nil, dialFailure(port, err)
+	}
+	if !stop() {
+		c.Close()
+		return nil, context.Cause(ctx)
+	}
+	return c, stream.SetDeadline(time.Time{})
+}
+
+func dialFailure(port uint16, err error) error {
+	var werr *wire.Error
+	if !errors.As(err, &werr) {
+		return fmt.Errorf("connecting to port %d of the guest: %w", port, err)
+	}
+	if werr.Errno == "ECONNREFUSED" {
+		return fmt.Errorf("port %d of the guest: %w", port, ingress.ErrNobody)
+	}
+	return fmt.Errorf("connecting to port %d of the guest: %s", port, printable(werr.Msg))
+}
+
+// openIngress opens a stream on the ingress port.
+func (s *Session) openIngress() (*yamux.Stream, error) {
+	s.dialer.mu.Lock()
+	defer s.dialer.mu.Unlock()
+	mux, err := s.ingressMux()
+	if err != nil {
+		return nil, err
+	}
+	if mux.NumStreams() >= wire.MaxDials {
+		return nil, fmt.Errorf("%d connections into the guest are open: %w", wire.MaxDials, ingress.ErrBusy)
+	}
+	stream, err := mux.OpenStream()
+	if err != nil {
+		return nil, fmt.Errorf("opening a connection into the guest: %w", err)
+	}
+	return stream, nil
+}
+
+// ingressMux returns the multiplexer on the ingress port, and opens that if need be. The
+// caller holds the dialer.
+func (s *Session) ingressMux() (*yamux.Session, error) {
+	if mux := s.dialer.mux; mux != nil && !mux.IsClosed() {
+		return mux, nil
+	}
+	var served wire.Served
+	if err := s.call(s.life, wire.OpServe, "", wire.Serve{Port: wire.PortIngress}, &served); err != nil {
+		return nil, err
+	}
+	conn, err := s.connect(s.life, s.vm, wire.PortIngress, settleTimeout, served.Before)
+	if err != nil {
+		return nil, fmt.Errorf("the guest's side of ingress: %w", err)
+	}
+	mux, err := wire.DialClient(conn)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	if !s.work(func() {
+		select {
+		case <-s.life.Done():
+		case <-mux.CloseChan():
+		}
+		mux.Close()
+	}) {
+		mux.Close()
+		return nil, s.closedError()
+	}
+	s.dialer.mux = mux
+	return mux, nil
+}
+
+// guestConn is a connection to a port of the guest.
+type guestConn struct {
+	*yamux.Stream
+	session *Session
+	once    sync.Once
+}
+
+// Close ends both directions, whatever the guest does.
+func (c *guestConn) Close() error {
+	c.once.Do(func() {
+		_ = c.Stream.SetDeadline(time.Unix(1, 0))
+		// It sends a frame, and the guest may read none.
+		c.session.work(func() { _ = c.Stream.Close() })
+	})
+	return nil
+}
+
+// CloseWrite ends what the guest reads.
+func (c *guestConn) CloseWrite() error { return c.Stream.Close() }

@@ -1,0 +1,126 @@
+package ingress
+
+import (
+	"crypto/subtle"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+)
+
+// tokenPath begins the segment of a path that is a token.
+const tokenPath = "/~"
+
+// names are the hosts that requests may name.
+type names []string
+
+func newNames(addr net.Addr, more []string) names {
+	n := names{"localhost", "127.0.0.1", "::1"}
+	if host, _, err := net.SplitHostPort(addr.String()); err == nil {
+		n = append(n, host)
+	}
+	for _, name := range more {
+		n = append(n, strings.ToLower(strings.TrimSuffix(name, ".")))
+	}
+	return n
+}
+
+// has says whether a Host header names one of the hosts, on whatever port: between the two
+// there may be a tunnel.
+func (n names) has(hostport string) bool {
+	u := url.URL{Host: hostport}
+	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
+	if strings.HasSuffix(host, ".localhost") {
+		return true // RFC 6761: always this computer
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		host = ip.Unmap().String()
+	}
+	for _, name := range n {
+		if name == host {
+			return true
+		}
+	}
+	return false
+}
+
+// admit says whether a request may go on, and answers it if not.
+func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) bool {
+	if g.opts.Token != "" {
+		return g.admitToken(w, r)
+	}
+	switch {
+	case !g.names.has(r.Host):
+		g.page(w, r, pageHost, short(r.Host))
+	case isUpgrade(r) && r.Header.Get("Origin") != "" && !g.sameSite(r.Header.Get("Origin")):
+		g.page(w, r, pageOrigin, short(r.Header.Get("Origin")))
+	default:
+		return true
+	}
+	return false
+}
+
+func isUpgrade(r *http.Request) bool { return r.Header.Get("Upgrade") != "" }
+
+// sameSite says whether an origin is one of ours, on whatever port: a page of one server of the
+// guest speaks to another.
+func (g *Gateway) sameSite(origin string) bool {
+	u, err := url.Parse(origin)
+	return err == nil && u.Host != "" && g.names.has(u.Host)
+}
+
+// admitToken wants the token in the path or the cookie.
+func (g *Gateway) admitToken(w http.ResponseWriter, r *http.Request) bool {
+	if c, err := r.Cookie(g.cookie()); err == nil && g.isToken(c.Value) && !strings.HasPrefix(r.URL.EscapedPath(), tokenPath) {
+		if isUpgrade(r) && r.Header.Get("Origin") != "" && !strings.EqualFold(hostOf(r.Header.Get("Origin")), hostOf("//"+r.Host)) {
+			g.page(w, r, pageOrigin, short(r.Header.Get("Origin")))
+			return false
+		}
+		g.dropCookie(r)
+		return true
+	}
+	first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.EscapedPath(), "/"), "/")
+	token, ok := strings.CutPrefix("/"+first, tokenPath)
+	if !ok || !g.isToken(token) || strip(r.URL, tokenPath+token) != nil {
+		g.page(w, r, pageToken, "")
+		return false
+	}
+	http.SetCookie(w, &http.Cookie{Name: g.cookie(), Value: token, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode})
+	g.dropCookie(r)
+	if r.Method == http.MethodGet && wantsHTML(r) && !isUpgrade(r) {
+		// Out of the address bar, the history and the Referer of what the page loads. Slashes
+		// at the beginning would make it another host's.
+		to := url.URL{Path: "/" + strings.TrimLeft(r.URL.Path, `/\`), RawQuery: r.URL.RawQuery}
+		w.Header().Set("Cache-Control", "no-store")
+		http.Redirect(w, r, to.String(), http.StatusSeeOther)
+		return false
+	}
+	return true
+}
+
+func hostOf(origin string) string {
+	u, err := url.Parse(origin)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
+}
+
+func (g *Gateway) isToken(s string) bool {
+	return subtle.ConstantTimeCompare([]byte(s), []byte(g.opts.Token)) == 1
+}
+
+// cookie names the cookie, which browsers send to every port of a host.
+func (g *Gateway) cookie() string { return "gondolin_" + g.port }
+
+// dropCookie keeps the token from the guest.
+func (g *Gateway) dropCookie(r *http.Request) {
+	all := r.Cookies()
+	r.Header.Del("Cookie")
+	for _, c := range all {
+		if c.Name != g.cookie() {
+			r.AddCookie(c)
+		}
+	}
+}
