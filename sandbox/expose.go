@@ -64,6 +64,19 @@ func (i *Ingress) Close() error {
 	return i.closed
 }
 
+// Answers says whether something listens on the port now.
+func (i *Ingress) Answers(ctx context.Context) bool {
+	if i.Port == 0 {
+		return false
+	}
+	conn, err := i.session.dialGuest(ctx, i.Port)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
 // exposed are a session's gateways.
 type exposed struct {
 	mu    sync.Mutex

@@ -41,7 +41,7 @@ func listTools(t testing.TB, s *Server) ([]listed, []byte) {
 }
 
 func TestToolSchemasAreAsTheGoldenFileSays(t *testing.T) {
-	_, raw := listTools(t, New(Options{Sandboxes: newFakeBoxes()}))
+	_, raw := listTools(t, New(Options{Sandboxes: newFakeBoxes(), Expose: true}))
 	var b bytes.Buffer
 	require.NoError(t, json.Indent(&b, raw, "", "  "))
 	b.WriteByte('\n')
@@ -56,7 +56,7 @@ func TestToolSchemasAreAsTheGoldenFileSays(t *testing.T) {
 }
 
 func TestSchemasHaveNoUnionsAndEveryPropertyADescription(t *testing.T) {
-	all, _ := listTools(t, New(Options{Sandboxes: newFakeBoxes()}))
+	all, _ := listTools(t, New(Options{Sandboxes: newFakeBoxes(), Expose: true}))
 	names := []string{}
 	for _, tool := range all {
 		names = append(names, tool.Name)
@@ -74,7 +74,7 @@ func TestSchemasHaveNoUnionsAndEveryPropertyADescription(t *testing.T) {
 		}
 	}
 	assert.ElementsMatch(t, []string{"exec", "job_output", "job_input", "job_stop", "read_file", "write_file",
-		"edit_file", "list_files", "glob", "grep", "session", "policy"}, names)
+		"edit_file", "list_files", "glob", "grep", "session", "policy", "expose"}, names)
 }
 
 func walkSchema(t *testing.T, at string, schema map[string]any) {

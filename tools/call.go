@@ -158,6 +158,9 @@ func (s *Server) addTools() {
 	s.addSearch()
 	s.addSession()
 	s.addPolicy()
+	if s.opts.Expose {
+		s.addExpose()
+	}
 }
 
 // withoutUnions turns "null or T" into T throughout a schema: lists are never

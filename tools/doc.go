@@ -42,6 +42,11 @@
 // elicitation; see questions. What was answered is remembered as long as the human said, for one
 // session; no answer and no way to ask are a no.
 //
+// # Exposing
+//
+// With Options.Expose the tool expose gives the user URLs for HTTP servers of a session. They are
+// for the user of this computer alone; what their pages do is up to the guest, as with any page.
+//
 // # From a line to a result
 //
 //		client -> front -> mcp-go's stdio server -> gate -> check -> the tool -> fit -> client

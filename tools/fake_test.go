@@ -101,6 +101,7 @@ type fakeSession struct {
 	n             int
 	released      []string
 	run           func(ctx context.Context, cmd sandbox.Command) (sandbox.Exit, error)
+	exposed       []Exposed
 	fileErr       error
 	startErr      error
 	entries       []sandbox.FileInfo

@@ -17,6 +17,9 @@ func instructions(o Options) string {
 	}
 	lines = append(lines, network(o.Policy.Overview())...)
 	lines = append(lines, files(o)...)
+	if o.Expose {
+		lines = append(lines, "To show the user a server of it, such as a web page under development, call expose with its port: that gives a URL for their browser.")
+	}
 	return strings.Join(append(lines,
 		"Run commands with exec; each is a shell of its own, so give cwd and env each time. A non-zero exit code is a result, not an error.",
 		"Start servers and long work with background=true and follow them with job_output, job_input and job_stop.",

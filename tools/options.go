@@ -25,6 +25,9 @@ type Options struct {
 	// below it.
 	Roots bool
 
+	// Expose lets agents give the user URLs for servers of their machine.
+	Expose bool
+
 	// User is whom commands run as. Default: root.
 	User string
 

@@ -9,7 +9,7 @@ import (
 )
 
 // Session is what the tools need of one sandbox session. *sandbox.Session
-// offers all but Mounts. All methods honour ctx and may be called at the same time.
+// offers all but Mounts and what is about exposing. All methods honour ctx and may be called at the same time.
 type Session interface {
 	ID() string
 	Info() sandbox.Info
@@ -43,6 +43,13 @@ type Session interface {
 	Mounts() Mounts
 	// Denials are what the host refused the session after a time, oldest first.
 	Denials(since time.Time) []sandbox.Denial
+
+	// Expose lets the user of this computer open what listens on a port of the machine, or with port 0
+	// what its file of listeners says. It says whether anything answers there now.
+	Expose(ctx context.Context, port int) (e Exposed, answers bool, err error)
+	Exposed() []Exposed
+	// Unexpose ends that and says whether it was so.
+	Unexpose(port int) (bool, error)
 
 	Close(ctx context.Context) error
 }
