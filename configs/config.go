@@ -23,6 +23,8 @@ type Config struct {
 	Mounts    []Mount  `koanf:"mounts" yaml:"mounts" json:"mounts"`
 	Network   Network  `koanf:"network" yaml:"network" json:"network"`
 	Secrets   []Secret `koanf:"secrets" yaml:"secrets" json:"secrets"`
+	Ingress   Ingress  `koanf:"ingress" yaml:"ingress" json:"ingress"`
+	SSH       SSH      `koanf:"ssh" yaml:"ssh" json:"ssh"`
 	Audit     Audit    `koanf:"audit" yaml:"audit" json:"audit"`
 	Metrics   Metrics  `koanf:"metrics" yaml:"metrics" json:"metrics"`
 	Limits    Limits   `koanf:"limits" yaml:"limits" json:"limits"`

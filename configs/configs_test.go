@@ -151,7 +151,7 @@ func TestEveryMistakeInAFileIsNamedWithLineKeyAndRemedy(t *testing.T) {
 		{"alias", "limits:\n  cpus: &c 2\n  processes: *c", "config.yaml:4: limits.processes: aliases are not understood: write the value out"},
 		{"merge key", "limits:\n  <<: {cpus: 2}", "config.yaml:3: limits: merge keys (<<) are not understood: write the values out"},
 		{"key that is no word", "? [a]\n: 1", "config.yaml:2: want a word as a key, got a list"},
-		{"key with control characters", "\"a\\e[31m\": 1", `config.yaml:2: unknown key "a\x1b[31m": known are version, image, session, workspace, mounts, network, secrets, audit, metrics, limits, sessions, pool, exec, qemu, paths, log`},
+		{"key with control characters", "\"a\\e[31m\": 1", `config.yaml:2: unknown key "a\x1b[31m": known are version, image, session, workspace, mounts, network, secrets, ingress, ssh, audit, metrics, limits, sessions, pool, exec, qemu, paths, log`},
 		{"second document", "---\nlog: {level: info}", "config.yaml:2: a second YAML document begins here: put everything into one"},
 		{"no YAML", "limits: [", "config.yaml:2: this is not YAML: did not find expected node content"},
 	} {

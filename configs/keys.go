@@ -156,6 +156,12 @@ var keys = table{
 	{path: "network.limits.idle", kind: kindDuration, low: 1, high: 24 * 3600, def: Duration(5 * time.Minute), help: "time without a byte after which a connection ends"},
 	{path: "secrets", kind: kindBlocks, list: secretList, help: "secrets that are put into requests outside of the machine"},
 
+	{path: "ingress.expose", flag: "expose", kind: kindBool, def: true, help: "let agents give you URLs, on this computer alone, for HTTP servers of their machine"},
+	{path: "ingress.listen", kind: kindBlocks, list: listenList, help: "addresses of this computer that lead to HTTP servers of the machine"},
+	{path: "ingress.hosts", kind: kindWords, def: []string{}, help: "more names that requests may give these addresses", check: checkIngressHost},
+	{path: "ssh.enabled", flag: "ssh", kind: kindBool, def: false, help: "let you into each session over SSH, from this computer alone; the log says how"},
+	{path: "ssh.forward", flag: "ssh-forward", kind: kindBool, def: false, help: "let SSH connect to ports of the machine's loopback, as editors need it"},
+
 	{path: "audit.enabled", flag: "audit", kind: kindBool, def: true, help: "keep a record of each session and of each decision about its network"},
 	{path: "audit.dir", flag: "audit-dir", kind: kindPath, def: "", help: "directory of the records (default: gondolin/audit in the user's state directory)"},
 	{path: "audit.file_size", kind: kindSize, def: Size(16), help: "size at which a record goes on in another file", check: func(v any, text string) string {

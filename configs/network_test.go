@@ -255,11 +255,11 @@ func TestTheExamplesOfTheNetworkInTheFullFileLoad(t *testing.T) {
 	text, _, found = strings.Cut(text, "\naudit:\n")
 	require.True(t, found)
 	list := regexp.MustCompile(`(?m)^( *)#   (-? .*)$`).ReplaceAllString(text, "$1  $2")
-	for _, empty := range []string{"rules", "profiles", "maps", "secrets"} {
+	for _, empty := range []string{"rules", "profiles", "maps", "secrets", "listen"} {
 		list = strings.Replace(list, empty+": []", "", 1)
 	}
 	// The key stands after its examples: put it before them.
-	for key, first := range map[string]string{"  rules:\n": "    - name: api ", "  profiles:\n": "    - {name: package-registries", "  maps:\n": "    - {from: \"pg", "secrets:\n": "  - name: api-token"} {
+	for key, first := range map[string]string{"  rules:\n": "    - name: api ", "  profiles:\n": "    - {name: package-registries", "  maps:\n": "    - {from: \"pg", "secrets:\n": "  - name: api-token", "  listen:\n": "    - at: 127.0.0.1:8080"} {
 		require.Contains(t, list, first)
 		list = strings.Replace(list, first, key+first, 1)
 	}
@@ -269,4 +269,5 @@ func TestTheExamplesOfTheNetworkInTheFullFileLoad(t *testing.T) {
 	assert.Len(t, c.Network.Profiles, 2)
 	assert.Len(t, c.Network.Maps, 1)
 	assert.Len(t, c.Secrets, 1)
+	assert.Equal(t, []Listen{{At: "127.0.0.1:8080", Port: 3000}}, c.Ingress.Listen)
 }

@@ -155,7 +155,6 @@ func TestIngressServesTheGuestsServer(t *testing.T) {
 	})
 }
 
-
 func hostOf(t testing.TB, at string) string {
 	t.Helper()
 	u, err := url.Parse(at)

@@ -23,20 +23,22 @@ const module = "github.com/gondolin-go/gondolin/"
 // ending in /... covers a whole branch. What is not listed may import nothing
 // of this module.
 var mayImport = map[string][]string{
-	"cmd/gondolin-mcp": {"docs", "configs", "tools", "sandbox", "sandbox/qemu", "sandbox/audit", "images", "vfs", "netguard", "netguard/policy", "netguard/secret"},
-	"tools":            {"sandbox"},
-	"configs":          {"sandbox", "images", "vfs", "netguard/policy", "netguard/secret"},
-	"sandbox":          {"sandbox/qemu", "sandbox/template", "netguard", "netguard/ca", "netguard/policy", "netguard/secret", "vfs", "guest/wire", "guest/agent"},
-	"sandbox/qemu":     {"guest/wire"},
-	"vfs":              {"guest/fsport"},
-	"guest":            {"guest/pid1", "guest/sandboxd", "guest/sandboxfs"},
-	"guest/pid1":       {"guest/wire"},
-	"guest/sandboxd":   {"guest/wire", "guest/pid1", "guest/port", "guest/sandboxfs"},
-	"guest/sandboxfs":  {"guest/wire", "guest/fsport", "guest/port"},
-	"netguard":         {"netguard/policy", "netguard/secret", "netguard/ca"},
-	"e2e/bench":        {"sandbox", "images", "vfs", "netguard", "netguard/policy", "e2e/inguest"},
-	"e2e/demo":         {"docs"},
-	"e2e":              {"guest/wire", "sandbox", "images", "vfs", "netguard", "netguard/policy", "netguard/secret", "e2e/inguest"},
+	"cmd/gondolin-mcp":     {"docs", "configs", "tools", "sandbox", "sandbox/qemu", "sandbox/audit", "images", "vfs", "netguard", "netguard/policy", "netguard/secret"},
+	"tools":                {"sandbox"},
+	"configs":              {"sandbox", "images", "vfs", "netguard/policy", "netguard/secret"},
+	"sandbox":              {"sandbox/qemu", "sandbox/template", "sandbox/ingress", "sandbox/sshd", "netguard", "netguard/ca", "netguard/policy", "netguard/secret", "vfs", "guest/wire", "guest/agent"},
+	"sandbox/qemu":         {"guest/wire"},
+	"vfs":                  {"guest/fsport"},
+	"guest":                {"guest/pid1", "guest/sandboxd", "guest/sandboxfs", "guest/sandboxingress", "guest/sandboxssh"},
+	"guest/pid1":           {"guest/wire"},
+	"guest/sandboxd":       {"guest/wire", "guest/pid1", "guest/port", "guest/sandboxfs"},
+	"guest/sandboxfs":      {"guest/wire", "guest/fsport", "guest/port"},
+	"guest/sandboxingress": {"guest/wire", "guest/port"},
+	"guest/port":           {"guest/wire"},
+	"netguard":             {"netguard/policy", "netguard/secret", "netguard/ca"},
+	"e2e/bench":            {"sandbox", "images", "vfs", "netguard", "netguard/policy", "e2e/inguest"},
+	"e2e/demo":             {"docs"},
+	"e2e":                  {"guest/wire", "sandbox", "images", "vfs", "netguard", "netguard/policy", "netguard/secret", "e2e/inguest"},
 }
 
 type listedPackage struct {

@@ -42,12 +42,15 @@ type IngressOptions struct {
 
 	OnRequest  func(*http.Request) error // see ingress.Options
 	OnResponse func(*http.Response) error
+
+	own bool
 }
 
 // Ingress is a gateway into a session.
 type Ingress struct {
 	URL  string // what to open, with the token if it needs one
 	Port uint16 // of the guest; 0: by routes
+	Own  bool   // Expose made it
 
 	gateway *ingress.Gateway
 	session *Session
@@ -104,7 +107,7 @@ func (s *Session) Ingress(ctx context.Context, o IngressOptions) (*Ingress, erro
 	if !isLoopback(ln.Addr()) {
 		opts.Token = strings.ToLower(rand.Text())
 	}
-	i := &Ingress{Port: o.Port, gateway: ingress.New(s.life, ln, opts), session: s}
+	i := &Ingress{Port: o.Port, Own: o.own, gateway: ingress.New(s.life, ln, opts), session: s}
 	i.URL = i.gateway.URL()
 	s.exposed.mu.Lock()
 	full := len(s.exposed.list) >= maxExposed
@@ -138,11 +141,11 @@ func (s *Session) Expose(ctx context.Context, port uint16, o IngressOptions) (*I
 	s.exposed.calls.Lock()
 	defer s.exposed.calls.Unlock()
 	for _, i := range s.Exposed() {
-		if i.Port == port {
+		if i.Own && i.Port == port {
 			return i, nil
 		}
 	}
-	o.Port = port
+	o.Port, o.own = port, true
 	return s.Ingress(ctx, o)
 }
 

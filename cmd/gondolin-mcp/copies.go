@@ -47,7 +47,7 @@ func (b *sandboxes) Fork(ctx context.Context, id string, n int) ([]tools.Session
 	}
 	made := make([]tools.Session, 0, n)
 	for i, copied := range forked.Sessions {
-		made = append(made, b.enter(copied, parts[i]))
+		made = append(made, b.enter(ctx, copied, parts[i]))
 	}
 	return made, forked.Pause, nil
 }
@@ -99,5 +99,5 @@ func (b *sandboxes) Restore(ctx context.Context, name string, o tools.SessionOpt
 	if err != nil {
 		return nil, errors.Join(err, p.close(err.Error()))
 	}
-	return b.enter(s, p), nil
+	return b.enter(ctx, s, p), nil
 }

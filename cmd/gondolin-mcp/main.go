@@ -12,6 +12,7 @@
 //	gondolin-mcp policy …         check and explain what machines may reach
 //	gondolin-mcp audit …          look at and verify the record of sessions
 //	gondolin-mcp doctor           check this machine and say what to do
+//	gondolin-mcp ssh              open a session with this computer's SSH client
 //
 // Without a command and with an input that is no terminal it serves, so that a
 // client needs to know nothing but the program's name.
@@ -23,7 +24,7 @@
 // sandboxes.go, which fits sandbox to what tools asks for, in mounts.go and roots.go,
 // which decide what of this machine's files a session sees, in network.go and record.go,
 // which make a session's network and record, in reload.go, which takes up changes of
-// the policy, and in keeper.go, which builds the default image when it is missing. The
+// the policy, in reach.go, which opens ways into a session, and in keeper.go, which builds the default image when it is missing. The
 // commands that work with sessions share front.go, which joins a command in a machine to this
 // program's terminal, and terminal.go.
 //
@@ -42,8 +43,8 @@
 // # Exit codes
 //
 // 0 is success, which the end of the input and a signal are to a server; 1 a
-// failure; 2 a mistake in the command line or the configuration. run, shell, attach and exec
-// end with the command's own code, 128 and the signal's number when a signal ended it; 125 when
+// failure; 2 a mistake in the command line or the configuration. run, shell, attach, exec and
+// ssh end with the command's own code, 128 and the signal's number when a signal ended it; 125 when
 // it is gondolin-mcp that failed, 126 when the command cannot be started, and 127 when there is
 // none of that name.
 package main

@@ -133,6 +133,7 @@ names as its workspace at /workspace; --workspace=DIR names another one, and
 		a.newDoctorCommand(),
 		a.newPolicyCommand(),
 		a.newAuditCommand(),
+		a.newSSHCommand(),
 		&cobra.Command{
 			Use: "version", Short: "Print the version", Args: arguments(0, 0),
 			Run: func(cmd *cobra.Command, _ []string) {

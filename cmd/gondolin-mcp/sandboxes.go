@@ -153,7 +153,7 @@ func (b *sandboxes) create(ctx context.Context, o tools.SessionOptions) (*sessio
 	if err != nil {
 		return nil, errors.Join(err, p.close(err.Error()))
 	}
-	return b.enter(s, p), nil
+	return b.enter(ctx, s, p), nil
 }
 
 // equipment is what a session has of this process until it is Done.
@@ -194,9 +194,9 @@ func (b *sandboxes) equip(ctx context.Context, opts *sandbox.Options, roots []st
 	return &equipment{files: files, net: net, img: img, release: release, roots: roots}, nil
 }
 
-// enter adds a session to those that are open.
-func (b *sandboxes) enter(s *sandbox.Session, p *equipment) *session {
-	wrapped := &session{Session: s, mounts: p.shown, plan: p.plan, record: p.net.record, metrics: b.metrics, equipment: p}
+// enter adds a session to those that are open, and opens what the configuration offers of it.
+func (b *sandboxes) enter(ctx context.Context, s *sandbox.Session, p *equipment) *session {
+	wrapped := &session{Session: s, mounts: p.shown, plan: p.plan, record: p.net.record, metrics: b.metrics, hosts: b.config.Ingress.Hosts, equipment: p}
 	unfollow := b.policies.follow(s.SetPolicy)
 	b.mu.Lock()
 	b.open[s.ID()] = wrapped
@@ -210,6 +210,7 @@ func (b *sandboxes) enter(s *sandbox.Session, p *equipment) *session {
 		}
 		b.bury(wrapped)
 	})
+	b.reach(ctx, wrapped)
 	return wrapped
 }
 
@@ -270,6 +271,7 @@ type session struct {
 	plan    []planned
 	record  *record // nil: none is kept
 	metrics *metrics
+	hosts   []string // ingress.hosts
 
 	equipment *equipment
 

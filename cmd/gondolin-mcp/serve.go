@@ -62,6 +62,7 @@ func (a *app) serve(cmd *cobra.Command) error {
 		Policy:     policyView{boxes},
 		Mounts:     boxes.everyMount(),
 		Roots:      boxes.wantsRoots(),
+		Expose:     config.Ingress.Expose,
 		User:       config.Session.User,
 		Limits:     atMost(config),
 		MaxTimeout: time.Duration(config.Exec.TimeoutMax),

@@ -88,6 +88,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             data = bytes(b ^ mask[i % 4] for i, b in enumerate(self.rfile.read(size)))
             if data == b"seen":
                 seen.set()
+                continue
             head = bytes([0x80 | head[0] & 15]) + (bytes([size]) if size < 126 else b"\x7e" + struct.pack(">H", size))
             self.wfile.write(head + data)
 

@@ -94,8 +94,9 @@ func New(ctx context.Context, ln net.Listener, o Options) *Gateway {
 	}
 	g.server = &http.Server{
 		Handler: g, ReadHeaderTimeout: headTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader, ErrorLog: log,
-		BaseContext: func(net.Listener) context.Context { return g.life },
-		Protocols:   protocols(true, true), HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 100},
+		DisableGeneralOptionsHandler: true,
+		BaseContext:                  func(net.Listener) context.Context { return g.life },
+		Protocols:                    protocols(true, true), HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 100},
 	}
 	return g
 }

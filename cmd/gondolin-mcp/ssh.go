@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gondolin-go/gondolin/sandbox"
+	"github.com/gondolin-go/gondolin/tools"
+)
+
+func (a *app) newSSHCommand() *cobra.Command {
+	show := false
+	cmd := a.withFlags(&cobra.Command{
+		Use: "ssh [flags] [-- COMMAND...]", Short: "Open a session over SSH",
+		Long: `Make a session and open it with this computer's ssh: a shell, or a command whose
+exit code becomes that of gondolin-mcp. When that ends, so does the session. With --print
+nothing is run: the command to paste is printed, for ssh, scp, rsync and editors, and the session
+lives until gondolin-mcp is interrupted. --ssh-forward lets clients reach ports of the
+machine's loopback, which editors need.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error { return a.ssh(cmd, args, show) },
+	})
+	cmd.Flags().BoolVar(&show, "print", false, "print the command and wait")
+	return cmd
+}
+
+func (a *app) ssh(cmd *cobra.Command, args []string, show bool) error {
+	ctx := cmd.Context()
+	client, err := exec.LookPath("ssh")
+	switch {
+	case show && len(args) > 0:
+		return usageError{named(cmd, errors.New("--print runs no command: leave one of them out"))}
+	case err != nil && !show:
+		return codeError{fmt.Errorf("no SSH client: install OpenSSH's, or use --print: %w", err), exitNotFound}
+	}
+	config, err := a.loadHere()
+	if err != nil {
+		return err
+	}
+	if origin := config.Origins()["log.level"]; origin.Kind == "" || origin.Kind == "default" {
+		config.Log.Level = "warn" // a person reads the terminal
+	}
+	log, closeLog, err := newLogger(config, cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	config.SSH.Enabled = false // this one is opened below
+	boxes := newSandboxes(ctx, config, log)
+	defer boxes.close()
+	made, err := boxes.Create(ctx, tools.SessionOptions{Label: "ssh"})
+	if err != nil {
+		return codeError{err, exitNotRun}
+	}
+	s := made.(*session)
+	way, err := s.SSH(ctx, sandbox.SSHOptions{Forward: config.SSH.Forward})
+	if err != nil {
+		return codeError{err, exitNotRun}
+	}
+	if show {
+		fmt.Fprintln(cmd.OutOrStdout(), way.Command())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.Done():
+			return codeError{fmt.Errorf("session %s ended: %s", s.ID(), s.Info().Reason), exitNotRun}
+		}
+	}
+	return runSSH(ctx, client, append(way.Argv("ssh")[1:], append([]string{sandbox.SSHName}, args...)...), cmd)
+}
+
+// runSSH runs the client on this program's terminal. Its interrupts are the client's: it hands
+// them on.
+func runSSH(ctx context.Context, client string, args []string, cmd *cobra.Command) error {
+	c := exec.CommandContext(ctx, client, args...)
+	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
+	c.Stdin, c.Stdout, c.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
+	c.Env = os.Environ()
+	err := c.Run()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return err
+	}
+	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return codeError{code: exitBySignal + int(status.Signal())}
+	}
+	return codeError{code: exit.ExitCode()}
+}
