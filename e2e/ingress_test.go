@@ -325,3 +325,69 @@ func TestIngressOutlivesAGuestThatBreaksIt(t *testing.T) {
 	_, err := net.Dial("tcp", hostOf(t, i.URL))
 	require.Error(t, err)
 }
+
+func TestAgentGivesTheUserAURLForItsServer(t *testing.T) {
+	s := startServer(t, nil, "--ssh")
+	var got struct {
+		URL     string
+		Answers bool
+		Session string
+		Exposed []struct {
+			Port int
+			URL  string
+		}
+	}
+	res := s.call(t, "expose", object{"port": 8000}, &got)
+	require.False(t, res.IsError, text(res))
+	require.False(t, got.Answers)
+	resp, body := do(t, http.DefaultClient, toGet(t, got.URL))
+	require.Equal(t, http.StatusBadGateway, resp.StatusCode)
+	require.Contains(t, body, "port 8000")
+
+	s.call(t, "exec", object{"command": "mkdir -p /srv/a && cd /srv && echo 'a page' > a/index.html && exec python3 -m http.server 8000", "background": true}, nil)
+	s.call(t, "exec", object{"command": "until curl -sf http://127.0.0.1:8000/ >/dev/null; do sleep 0.1; done"}, nil)
+	first := got.URL
+	res = s.call(t, "expose", object{"port": 8000, "path": "/a/"}, &got)
+	require.False(t, res.IsError, text(res))
+	require.True(t, got.Answers)
+	require.Equal(t, first+"a/", got.URL, "the same port keeps its URL")
+	_, body = do(t, http.DefaultClient, toGet(t, got.URL))
+	require.Equal(t, "a page\n", body)
+
+	t.Run("and the user gets in over SSH", func(t *testing.T) {
+		command := ""
+		eventually(t, 10*time.Second, "the command in the log", func() bool {
+			_, rest, found := strings.Cut(s.stderr.String(), `command="ssh -F `)
+			command, _, _ = strings.Cut("ssh -F "+rest, `"`)
+			return found
+		})
+		out, err := exec.CommandContext(t.Context(), "sh", "-c", command+" cat /srv/a/index.html").CombinedOutput()
+		require.NoError(t, err, "%s: %s", command, out)
+		require.Equal(t, "a page\n", string(out))
+	})
+
+	res = s.call(t, "expose", object{"action": "close", "port": 8000}, &got)
+	require.False(t, res.IsError, text(res))
+	require.Empty(t, got.Exposed)
+	_, err := http.Get(first)
+	require.Error(t, err)
+}
+
+func TestListenLeadsToTheSessionAndExposeCanBeForbidden(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	at := ln.Addr().String()
+	require.NoError(t, ln.Close())
+	_, port, err := net.SplitHostPort(at)
+	require.NoError(t, err)
+	s := startServer(t, nil, "--listen="+port+"=8000", "--expose=false")
+	tools, err := s.client.ListTools(t.Context(), nil)
+	require.NoError(t, err)
+	for _, tool := range tools.Tools {
+		require.NotEqual(t, "expose", tool.Name)
+	}
+	s.call(t, "exec", object{"command": "true"}, nil)
+	resp, body := do(t, http.DefaultClient, toGet(t, "http://"+at+"/"))
+	require.Equal(t, http.StatusBadGateway, resp.StatusCode)
+	require.Contains(t, body, "Nothing listens on port 8000")
+}

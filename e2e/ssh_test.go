@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -303,4 +304,34 @@ func TestSSHEndsCommandsWithTheirClientAndItselfWithTheSession(t *testing.T) {
 	require.NoFileExists(t, c.ConfigFile)
 	_, err = net.Dial("tcp", c.Addr)
 	require.Error(t, err)
+}
+
+func TestTheSSHCommandOpensASessionAndEndsWithItsCode(t *testing.T) {
+	path, err := filepath.Abs(serverPath)
+	require.NoError(t, err)
+	env := append(os.Environ(), "XDG_RUNTIME_DIR="+runtimeDir(t))
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	run := exec.CommandContext(ctx, path, "ssh", "--workspace=none", "--", "echo out; cat; exit 7")
+	run.Env, run.Stdin = env, strings.NewReader("in\n")
+	var stdout, stderr bytes.Buffer
+	run.Stdout, run.Stderr = &stdout, &stderr
+	var exit *exec.ExitError
+	require.ErrorAs(t, run.Run(), &exit, stderr.String())
+	require.Equal(t, 7, exit.ExitCode(), stderr.String())
+	require.Equal(t, "out\nin\n", stdout.String())
+
+	show := exec.CommandContext(ctx, path, "ssh", "--workspace=none", "--print")
+	show.Env = env
+	out, err := show.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, show.Start())
+	line, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, "hi\n", output(t, exec.CommandContext(ctx, "sh", "-c", strings.TrimSpace(line)+" echo hi")))
+	require.NoError(t, show.Process.Signal(os.Interrupt))
+	require.NoError(t, show.Wait())
+	_, file, _ := strings.Cut(strings.TrimSpace(line), "-F ")
+	file, _, _ = strings.Cut(file, " ")
+	require.NoFileExists(t, file)
 }

@@ -107,30 +107,46 @@ func (s *Session) ingressMux() (*yamux.Session, error) {
 		return mux, nil
 	}
 	var served wire.Served
-	if err := s.call(s.life, wire.OpServe, "", wire.Serve{Port: wire.PortIngress}, &served); err != nil {
+	part, err := s.request(s.life, wire.OpServe, "", wire.Serve{Port: wire.PortIngress}, &served)
+	if err != nil {
 		return nil, err
 	}
-	conn, err := s.connect(s.life, s.vm, wire.PortIngress, settleTimeout, served.Before)
+	mux, err := s.greetIngress(served.Before)
+	if err != nil {
+		part.Close()
+		return nil, err
+	}
+	watching := s.work(func() {
+		select {
+		case <-s.life.Done():
+		case <-mux.CloseChan():
+		}
+		mux.Close()
+		part.abort()
+	}) && s.work(func() {
+		_ = wire.ReadReply(part, nil) // it has ended, or nobody knows any more
+		mux.Close()
+	})
+	if !watching {
+		mux.Close()
+		part.abort()
+		return nil, s.closedError()
+	}
+	s.dialer.mux = mux
+	return mux, nil
+}
+
+// greetIngress opens the ingress port, which may have been open before.
+func (s *Session) greetIngress(before bool) (*yamux.Session, error) {
+	conn, err := s.connect(s.life, s.vm, wire.PortIngress, settleTimeout, before)
 	if err != nil {
 		return nil, fmt.Errorf("the guest's side of ingress: %w", err)
 	}
 	mux, err := wire.DialClient(conn)
 	if err != nil {
 		conn.Close()
-		return nil, err
 	}
-	if !s.work(func() {
-		select {
-		case <-s.life.Done():
-		case <-mux.CloseChan():
-		}
-		mux.Close()
-	}) {
-		mux.Close()
-		return nil, s.closedError()
-	}
-	s.dialer.mux = mux
-	return mux, nil
+	return mux, err
 }
 
 // guestConn is a connection to a port of the guest.

@@ -114,7 +114,7 @@ func run(ctx context.Context, jsonFile, only, name, program string) error {
 	b := &bench{host: host, dir: dir, program: program, only: only, image: sandbox.Image{
 		ID: img.ID(), Kernel: img.Path(images.KernelFile), Modules: img.Path(images.ModulesFile), RootDisk: img.Path(images.RootFile),
 	}}
-	for _, part := range []func(context.Context) error{b.running, b.attaching, b.creating, b.files, b.network, b.idle} {
+	for _, part := range []func(context.Context) error{b.running, b.attaching, b.reached, b.creating, b.files, b.network, b.idle} {
 		if err := part(ctx); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ package sandboxd
 
 import (
 	"errors"
+	"net"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -16,33 +17,53 @@ import (
 // session that needs none pays for none.
 type parts struct {
 	mu      sync.Mutex
-	ingress bool // runs
+	ingress chan struct{} // closed when it has ended; nil: it was not started yet
 }
 
-// serve answers wire.OpServe.
-func (p *parts) serve(m *wire.Serve) (any, *wire.Error) {
+// serve answers wire.OpServe: once that the part runs, and once more when it has ended.
+func (p *parts) serve(stream net.Conn, m *wire.Serve) *wire.Error {
 	if m.Port != wire.PortIngress {
-		return nil, badRequest("no part of the guest serves port %q on demand", m.Port)
+		return badRequest("no part of the guest serves port %q on demand", m.Port)
 	}
+	ended, before, err := p.run()
+	if err != nil {
+		return spawnError("sandboxingress", err, "")
+	}
+	if wire.SendReply(stream, wire.Served{Before: before}, nil) != nil {
+		return nil
+	}
+	select {
+	case <-ended:
+		_ = wire.SendReply(stream, nil, nil)
+	case <-closed(stream):
+	}
+	return nil
+}
+
+// run starts the part unless it runs, and says whether it did.
+func (p *parts) run() (ended <-chan struct{}, before bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.ingress {
-		return wire.Served{Before: true}, nil
+	if p.ingress != nil {
+		select {
+		case <-p.ingress:
+		default:
+			return p.ingress, true, nil
+		}
 	}
 	pid, err := pid1.Spawn("sandboxingress")
 	if err != nil {
-		return nil, spawnError("sandboxingress", err, "")
+		return nil, false, err
 	}
-	p.ingress = true
+	done := make(chan struct{})
+	p.ingress = done
 	go func() { // ends with the part
+		defer close(done)
 		for {
 			if _, err := unix.Wait4(pid, nil, 0, nil); !errors.Is(err, unix.EINTR) {
-				break
+				return
 			}
 		}
-		p.mu.Lock()
-		p.ingress = false
-		p.mu.Unlock()
 	}()
-	return wire.Served{}, nil
+	return done, false, nil
 }

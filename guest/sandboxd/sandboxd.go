@@ -214,7 +214,7 @@ func (a *agent) answer(ctx context.Context, stream net.Conn) {
 	case wire.OpThaw:
 		call(stream, &req, a.thaw)
 	case wire.OpServe:
-		call(stream, &req, a.parts.serve)
+		serve(stream, &req, func(m *wire.Serve) *wire.Error { return a.parts.serve(stream, m) })
 	case wire.OpJobs:
 		call(stream, &req, func(*struct{}) (any, *wire.Error) { return wire.Jobs{Jobs: a.procs.list()}, nil })
 	case wire.OpOutput:

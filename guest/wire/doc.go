@@ -41,6 +41,7 @@
 //	unpack          reply, which may come before the host has sent all
 //	glob, grep,
 //	readdir         guest: FrameData, each a CBOR array of results, at last FrameEnd
+//	serve           guest: a second reply, when the part has ended
 //	dial            both: the bytes of a TCP connection
 //	others          nothing
 //

@@ -254,7 +254,8 @@ const MaxFlows = 4096
 const PartSFTP = "sftp"
 
 // Serve asks that a part of the guest that runs on demand serve its port; OpServe. It may
-// be repeated.
+// be repeated. A second reply follows when the part has ended: a port that its guest has closed
+// shows no end of file to the host.
 type Serve struct {
 	Port string `cbor:"1,keyasint"` // PortIngress
 }
