@@ -31,7 +31,7 @@ func main() {
 	case os.Args[0] == "sandboxingress":
 		sandboxingress.Main(version)
 	case os.Args[0] == "sandboxssh":
-		sandboxssh.Main()
+		sandboxssh.Main(os.Stdin, os.Stdout)
 	default:
 		fmt.Fprintln(os.Stderr, "gondolin guest", version, "runs as process 1 of a gondolin VM and is of no use elsewhere")
 		os.Exit(2)

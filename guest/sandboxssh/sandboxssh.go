@@ -15,12 +15,17 @@ import (
 	"github.com/pkg/sftp"
 )
 
-// Main serves SFTP until standard input ends.
-func Main() {
-	if err := serve(stdio{}); err != nil {
+// Main serves SFTP on two streams until in ends.
+func Main(in io.Reader, out io.WriteCloser) {
+	if err := serve(streams{in, out}); err != nil {
 		fmt.Fprintf(os.Stderr, "gondolin: sftp: %v\n", err)
 		os.Exit(1)
 	}
+}
+
+type streams struct {
+	io.Reader
+	io.WriteCloser
 }
 
 // serve serves one client. Relative paths begin in the working directory.
@@ -39,11 +44,3 @@ func serve(conn io.ReadWriteCloser) error {
 	}
 	return errors.Join(err, server.Close())
 }
-
-type stdio struct{}
-
-func (stdio) Read(p []byte) (int, error)  { return os.Stdin.Read(p) }
-func (stdio) Write(p []byte) (int, error) { return os.Stdout.Write(p) }
-
-// Close ends the client's reading; the process ends right after.
-func (stdio) Close() error { return os.Stdout.Close() }
