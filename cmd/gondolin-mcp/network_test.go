@@ -46,7 +46,7 @@ func TestTheNetworkOfASessionIsWhatTheConfigurationSays(t *testing.T) {
 	assert.True(t, n.Policy.Decide(policy.Request{Protocol: policy.TCP, Host: "pg.internal", Port: 5432}).Allowed())
 	assert.Equal(t, netguard.DNSTrusted, n.DNS)
 	assert.Equal(t, []netguard.Map{{Host: "pg.internal", Port: 5432, To: "unix:/pg"}}, n.Maps)
-	assert.Equal(t, netguard.Limits{Flows: 7, HalfOpen: 128, Names: 4096, Sniff: 5 * time.Second, Idle: time.Minute}, n.Limits)
+	assert.Equal(t, netguard.Limits{Flows: 7, HalfOpen: 128, Names: 4096, Sniff: 15 * time.Second, Idle: time.Minute}, n.Limits)
 	_, err = server.Certificate().Verify(verifyWith(n.Upstream.TLS.RootCAs))
 	require.NoError(t, err)
 	assert.Equal(t, "/agent.sock", n.SSH.Agent)
