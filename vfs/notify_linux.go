@@ -6,6 +6,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/gondolin-go/gondolin/guest/fsport"
 )
 
 // notifier tells the guest's kernel what changed on the host, so that it asks
@@ -188,17 +190,11 @@ func (n *notifier) frame(b []byte) {
 	}
 }
 
-// Notifications of include/uapi/linux/fuse.h.
-const (
-	notifyInvalInode = 2
-	notifyInvalEntry = 3
-)
-
 // invalInode makes the kernel ask for a node's attributes before it uses its
 // cache again. The content goes only if they show a change: offset -1 spares it.
 func invalInode(id uint64) []byte {
 	b := dataReply(make(frame, inHeader), make([]byte, 24))
-	putNotify(b, notifyInvalInode)
+	putNotify(b, fsport.NoteInvalInode)
 	binary.LittleEndian.PutUint64(b[outHeader:], id)
 	binary.LittleEndian.PutUint64(b[outHeader+8:], ^uint64(0))
 	return b
@@ -206,7 +202,7 @@ func invalInode(id uint64) []byte {
 
 func invalEntry(parent uint64, name string) []byte {
 	b := dataReply(make(frame, inHeader), append(make([]byte, 16, 16+len(name)+1), name+"\x00"...))
-	putNotify(b, notifyInvalEntry)
+	putNotify(b, fsport.NoteInvalEntry)
 	binary.LittleEndian.PutUint64(b[outHeader:], parent)
 	binary.LittleEndian.PutUint32(b[outHeader+8:], uint32(len(name)))
 	return b

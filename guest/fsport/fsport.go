@@ -69,6 +69,12 @@ const (
 	OpBatchForget = 42
 )
 
+// Notifications whose meaning both sides know; the same header.
+const (
+	NoteInvalInode = 2
+	NoteInvalEntry = 3
+)
+
 // NoteAttr marks a frame that is for the guest's end of the port and not for its
 // kernel: it stands where a notification has its code (the kernel's are below 100).
 const NoteAttr = 1 << 20

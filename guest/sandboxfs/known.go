@@ -104,8 +104,14 @@ func (k *known) saw(frame []byte) bool {
 			delete(k.attrs, binary.LittleEndian.Uint64(frame[outHeader:])) // the kernel hears newer ones
 		}
 		return true
+	case code == fsport.NoteInvalInode || code == fsport.NoteInvalEntry:
+		// The host's files have changed: this node, or a name in this directory.
+		if len(frame) >= outHeader+8 {
+			delete(k.attrs, binary.LittleEndian.Uint64(frame[outHeader:]))
+		}
+		return true
 	case code != fsport.NoteAttr:
-		clear(k.attrs) // the host's files have changed
+		clear(k.attrs)
 		return true
 	case len(frame) != outHeader+8+fsport.AttrOut || k.mixed || len(k.changing) != 1:
 		return false

@@ -73,10 +73,21 @@ func TestWhatMayHaveChangedIsAskedFor(t *testing.T) {
 }
 
 func TestAChangeOnTheHostIsSeen(t *testing.T) {
+	changed := func(code uint32, node uint64) []byte {
+		b := reply(0, outHeader+24)
+		binary.LittleEndian.PutUint32(b[4:], code)
+		binary.LittleEndian.PutUint64(b[outHeader:], node)
+		return b
+	}
 	k := newKnown()
 	write(k, 2, 100)
-	assert.True(t, k.saw(reply(0, outHeader+24)), "the kernel has to hear of it too")
+	assert.True(t, k.saw(changed(fsport.NoteInvalInode, 8)), "the kernel has to hear of it too")
+	assert.EqualValues(t, 100, sizeOf(k, 7), "another node changed")
+	k.saw(changed(fsport.NoteInvalInode, 7))
 	assert.EqualValues(t, -1, sizeOf(k, 7))
+	write(k, 4, 100)
+	k.saw(changed(99, 8))
+	assert.EqualValues(t, -1, sizeOf(k, 7), "who knows what it means")
 }
 
 func TestNotesOfRequestsThatOverlapAreNotBelieved(t *testing.T) {
