@@ -102,6 +102,7 @@ func (s *Session) attachNetwork(ctx context.Context) error {
 	}
 	return s.call(ctx, wire.OpTrust, "", wire.Trust{
 		CA: s.authority.PEM(), KnownHosts: s.authority.KnownHosts(), UnixNano: time.Now().UnixNano(),
+		Alone: len(n.Maps) == 0, // through a mapped port a program may speak TLS with anybody
 	}, nil)
 }
 

@@ -100,6 +100,9 @@ const stateDir = "/run/gondolin/"
 // the session's.
 const bundlePath = stateDir + "ca-certificates.crt"
 
+// sessionPath is the file with the session's certificate alone.
+const sessionPath = stateDir + "session-ca.crt"
+
 // bundles are where images have their certificates; Debian and Alpine, Fedora, openSUSE.
 var bundles = []string{
 	"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem",
@@ -108,13 +111,25 @@ var bundles = []string{
 // knownHosts is where OpenSSH looks for the host keys that every user trusts, ssh(1).
 const knownHosts = "/etc/ssh/ssh_known_hosts"
 
-// trustEnv are the variables by which programs find certificates that do not look where
+// trustVars are the variables by which programs find certificates that do not look where
 // the image has them: OpenSSL and Python's ssl, requests and pip, curl, git, Node, Cargo, Deno, the AWS tools, gRPC.
-var trustEnv = []string{
-	"SSL_CERT_FILE=" + bundlePath, "REQUESTS_CA_BUNDLE=" + bundlePath, "PIP_CERT=" + bundlePath,
-	"CURL_CA_BUNDLE=" + bundlePath, "GIT_SSL_CAINFO=" + bundlePath, "NODE_EXTRA_CA_CERTS=" + bundlePath,
-	"CARGO_HTTP_CAINFO=" + bundlePath, "DENO_CERT=" + bundlePath, "AWS_CA_BUNDLE=" + bundlePath,
-	"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=" + bundlePath,
+var trustVars = []string{
+	"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS",
+	"CARGO_HTTP_CAINFO", "DENO_CERT", "AWS_CA_BUNDLE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+}
+
+// trustEnv is what they are set to. Reading the image's hundred and more authorities takes
+// a program under emulation longer than the rest of a request.
+func trustEnv(alone bool) []string {
+	path := bundlePath
+	if alone {
+		path = sessionPath
+	}
+	env := make([]string, 0, len(trustVars))
+	for _, name := range trustVars {
+		env = append(env, name+"="+path)
+	}
+	return env
 }
 
 // prepareTrust copies the image's certificates to bundlePath, and its own file of them into
@@ -202,6 +217,9 @@ func trust(m *wire.Trust, readonly, again bool) error {
 		if err := distrust(readonly); err != nil {
 			return err
 		}
+	}
+	if err := os.WriteFile(sessionPath, m.CA, 0o644); err != nil {
+		return fmt.Errorf("writing %s: %w", sessionPath, err)
 	}
 	if err := appendTo(bundlePath, ca); err != nil {
 		return err

@@ -123,10 +123,11 @@ func (a *agent) trust(m *wire.Trust) (any, *wire.Error) {
 	if err := setClock(m.UnixNano); err != nil {
 		return nil, badRequest("%v", err)
 	}
-	if err := trust(m, a.readonly, a.procs.trusted.Load()); err != nil {
+	if err := trust(m, a.readonly, a.procs.trusted.Load() != nil); err != nil {
 		return nil, &wire.Error{Code: wire.CodeErrno, Errno: unix.ErrnoName(errnoOf(err)), Msg: err.Error()}
 	}
-	a.procs.trusted.Store(true)
+	env := trustEnv(m.Alone)
+	a.procs.trusted.Store(&env)
 	return nil, nil
 }
 

@@ -24,7 +24,7 @@ const (
 // be asked for.
 type table struct {
 	groups  cgroups
-	trusted atomic.Bool // there is a session's authority: see trustEnv
+	trusted atomic.Pointer[[]string] // trustEnv, once there is a session's authority
 
 	mu    sync.Mutex
 	next  uint64
@@ -45,8 +45,8 @@ func (t *table) start(req *wire.Start) (*process, *wire.Error) {
 	if running >= maxRunning {
 		return nil, &wire.Error{Code: wire.CodeLimit, Msg: fmt.Sprintf("%d commands run already; wait for some or stop them", running)}
 	}
-	if t.trusted.Load() {
-		req.Env = append(slices.Clone(trustEnv), req.Env...)
+	if env := t.trusted.Load(); env != nil {
+		req.Env = append(slices.Clone(*env), req.Env...)
 	}
 	p, werr := spawn(req, &t.groups)
 	if werr != nil {
