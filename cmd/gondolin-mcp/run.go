@@ -87,7 +87,8 @@ func (a *app) newShellCommand() *cobra.Command {
 		Long: `Open a shell in a new machine, which is thrown away when the shell ends, or in the machine of a
 session that runs. With a terminal as standard input the shell has one, else it reads commands.
 Ctrl-] leaves: a new machine ends with that; in a session of another process the shell goes on
-(see gondolin-mcp attach).` + exitCodesHelp,
+(see gondolin-mcp attach). With --ssh it is this computer's ssh that opens a new machine, as
+gondolin-mcp ssh does.` + exitCodesHelp,
 		Example: `  gondolin-mcp shell --workspace=.
   gondolin-mcp shell 4uuv`,
 		Args: arguments(0, 1), ValidArgsFunction: a.completeSessions(1),
@@ -97,6 +98,9 @@ Ctrl-] leaves: a new machine ends with that; in a session of another process the
 					return err
 				}
 				return a.join(cmd, args[0], &f, nil, true, "")
+			}
+			if ssh, _ := cmd.Flags().GetBool("ssh"); ssh {
+				return a.ssh(cmd, nil, false)
 			}
 			return a.runOnce(cmd, &f, name, nil, true)
 		},

@@ -53,6 +53,7 @@ func (a *app) ssh(cmd *cobra.Command, args []string, show bool) error {
 	defer closeLog()
 	config.SSH.Enabled = false // this one is opened below
 	boxes := newSandboxes(ctx, config, log)
+	boxes.program, boxes.once = cmd.Name(), true
 	defer boxes.close()
 	made, err := boxes.Create(ctx, tools.SessionOptions{Label: "ssh"})
 	if err != nil {
