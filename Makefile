@@ -53,7 +53,11 @@ demo: setup image ## Install, build, and watch a real client use the server
 test: setup-test image inspector busybox sshd ## Everything: unit tests, fuzz seeds, end to end on a real VM
 	@echo 'running the tests' >&2
 	@$(GO) vet ./...
-	@$(GO) test -count=1 -p 1 -timeout 20m ./...
+	@$(GO) test -count=1 -p 1 -timeout 40m ./...
+
+.PHONY: test-whole
+test-whole: setup-test image inspector busybox sshd ## The end-to-end tests in the sizes that were promised, such as 500 sessions; an hour
+	@GONDOLIN_E2E=whole $(GO) test -count=1 -v -timeout 120m ./e2e
 
 .PHONY: inspector
 inspector: bin/.inspector/.done

@@ -50,6 +50,15 @@ func newHost(t testing.TB, o sandbox.HostOptions) *sandbox.Host {
 	return h
 }
 
+// amount is how much a test does: the usual, or the whole of what was promised, for which a
+// usual run has no time (make test-whole).
+func amount(usual, whole int) int {
+	if os.Getenv("GONDOLIN_E2E") == "whole" {
+		return whole
+	}
+	return usual
+}
+
 // runtimeDir is a private directory on a short path; those of t.TempDir are too
 // long for sockets.
 func runtimeDir(t testing.TB) string {

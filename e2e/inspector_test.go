@@ -62,7 +62,7 @@ func TestInspectorListsAndCallsToolsInBothEras(t *testing.T) {
 			}
 			require.ElementsMatch(t, []string{
 				"exec", "job_output", "job_input", "job_stop", "read_file", "write_file", "edit_file",
-				"list_files", "glob", "grep", "session", "policy",
+				"list_files", "glob", "grep", "session", "expose", "policy",
 			}, names)
 
 			var res inspectorResult

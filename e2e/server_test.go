@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -144,14 +145,16 @@ func TestBackgroundJobIsFollowedFedAndStopped(t *testing.T) {
 	require.Equal(t, "exited", out.State)
 }
 
-func TestOneGiBOfOutputLeavesTheServersMemoryFlat(t *testing.T) {
+// 1 GiB of it, in a whole run.
+func TestMuchOutputLeavesTheServersMemoryFlat(t *testing.T) {
+	size := int64(amount(192, 1024)) << 20
 	s := startServer(t, nil)
 	var run execResult
 	s.call(t, "exec", object{"command": "true"}, &run)
 	before := rss(t, s.cmd.Process.Pid)
-	res := s.call(t, "exec", object{"command": "head -c 1G /dev/zero; echo the end", "timeout_ms": 170000}, &run)
+	res := s.call(t, "exec", object{"command": fmt.Sprintf("head -c %d /dev/zero; echo the end", size), "timeout_ms": 170000}, &run)
 	require.False(t, res.IsError, text(res))
-	require.Equal(t, int64(1<<30)+8, run.StdoutBytes)
+	require.Equal(t, size+8, run.StdoutBytes)
 	require.True(t, run.Truncated)
 	require.Contains(t, run.Stdout, "the end", "the tail is kept")
 	require.Less(t, rss(t, s.cmd.Process.Pid), before+32)
@@ -159,7 +162,7 @@ func TestOneGiBOfOutputLeavesTheServersMemoryFlat(t *testing.T) {
 	var out struct {
 		Chunk string `json:"chunk"`
 	}
-	s.call(t, "job_output", object{"job_id": run.JobID, "offset": int64(1<<30) - 30}, &out)
+	s.call(t, "job_output", object{"job_id": run.JobID, "offset": size - 30}, &out)
 	require.Contains(t, out.Chunk, "the end", "the rest can be read")
 }
 

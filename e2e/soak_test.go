@@ -16,18 +16,6 @@ import (
 	"github.com/gondolin-go/gondolin/sandbox"
 )
 
-// amount is a number that the environment can make larger than a usual run has time for.
-func amount(t *testing.T, name string, usual int) int {
-	t.Helper()
-	text := os.Getenv(name)
-	if text == "" {
-		return usual
-	}
-	n, err := strconv.Atoi(text)
-	require.NoError(t, err, name)
-	return n
-}
-
 // resident is a process's memory of its own, in KiB.
 func resident(t *testing.T, pid int) int {
 	t.Helper()
@@ -43,7 +31,6 @@ func resident(t *testing.T, pid int) int {
 	return 0
 }
 
-// SOAK_CYCLES=500 is the full size.
 func TestSoakOfSessionsLeaksNothing(t *testing.T) {
 	runtime := runtimeDir(t)
 	h := templated(t, sandbox.HostOptions{RuntimeDir: runtime}, small)
@@ -80,7 +67,7 @@ func TestSoakOfSessionsLeaksNothing(t *testing.T) {
 	cycles(at) // what is made once
 	descriptors, memory := descriptorsOf(t), resident(t, os.Getpid())
 	scratch := len(entries(t, filepath.Join(cacheDir(), "scratch")))
-	n := amount(t, "SOAK_CYCLES", 24)
+	n := amount(24, 500)
 	began := time.Now()
 	cycles(n)
 	t.Logf("%d cycles in %v; memory %d -> %d KiB, descriptors %d -> %d", n, time.Since(began).Round(time.Second),
@@ -94,9 +81,9 @@ func TestSoakOfSessionsLeaksNothing(t *testing.T) {
 	require.LessOrEqual(t, resident(t, os.Getpid()), memory+64<<10, "KiB of the host process")
 }
 
-// DENSITY=30 is the full size: as many sessions at once, each with a command every second.
+// As many sessions at once, each with a command every second.
 func TestManySessionsEachRunACommandEverySecond(t *testing.T) {
-	n := amount(t, "DENSITY", 4)
+	n := amount(4, 30)
 	h := templated(t, sandbox.HostOptions{MaxSessions: n}, small)
 	o := small
 	o.Image = bootable(defaultImage(t))
