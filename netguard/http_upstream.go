@@ -81,8 +81,8 @@ func newUpstreams(d Dialer, base *tls.Config, limits Limits) *upstreams {
 			DisableCompression:     true, // what the guest did not ask for it does not get
 			ExpectContinueTimeout:  continueTime,
 			MaxResponseHeaderBytes: int64(limits.HeaderBytes),
-			WriteBufferSize:        32 << 10,
-			ReadBufferSize:         16 << 10, // bodies are read past it
+			WriteBufferSize:        16 << 10,
+			ReadBufferSize:         8 << 10, // bodies are read past it
 			Protocols:              new(http.Protocols),
 			HTTP2: &http.HTTP2Config{
 				MaxReceiveBufferPerConnection: serverConnWindow,
