@@ -17,13 +17,21 @@ func CopyMemory(root Node) (Node, bool) {
 	c := copier{m: &memory{opts: n.m.opts, nextIno: n.m.nextIno}, made: map[*memNode]*memNode{}}
 	copied := c.node(n)
 	copied.dir.parent = copied
+	for len(c.todo) > 0 {
+		last := len(c.todo) - 1
+		dir := c.todo[last]
+		c.todo = c.todo[:last]
+		c.entries(dir)
+	}
 	return copied, true
 }
 
-// copier copies a tree; made keeps files with several names one.
+// copier copies a tree; made keeps files with several names one, and todo are directories whose
+// entries are not copied yet: a guest makes them as deep as it likes.
 type copier struct {
 	m    *memory
 	made map[*memNode]*memNode
+	todo []*memNode
 }
 
 func (c *copier) node(n *memNode) *memNode {
@@ -54,16 +62,22 @@ func (c *copier) node(n *memNode) *memNode {
 	c.m.used += n.data.bytes
 	if n.dir != nil {
 		made.dir = &memDir{names: maps.Clone(n.dir.names), gaps: n.dir.gaps, last: n.dir.last}
-		for _, e := range n.dir.entries {
-			if e.node != nil {
-				c.m.used += int64(memEntryCost + len(e.name))
-				e.node = c.node(e.node)
-				if e.node.dir != nil {
-					e.node.dir.parent = made
-				}
-			}
-			made.dir.entries = append(made.dir.entries, e)
-		}
+		c.todo = append(c.todo, n)
 	}
 	return made
+}
+
+// entries copies what is in a directory.
+func (c *copier) entries(n *memNode) {
+	made := c.made[n]
+	for _, e := range n.dir.entries {
+		if e.node != nil {
+			c.m.used += int64(memEntryCost + len(e.name))
+			e.node = c.node(e.node)
+			if e.node.dir != nil {
+				e.node.dir.parent = made
+			}
+		}
+		made.dir.entries = append(made.dir.entries, e)
+	}
 }

@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"runtime/debug"
 	"syscall"
 	"testing"
 
@@ -56,4 +57,24 @@ func TestCopiedMemoryHasTheSameFilesAndSharesNone(t *testing.T) {
 	require.Equal(t, "dir/file", target)
 	_, ok = CopyMemory(dir)
 	require.False(t, ok, "no root")
+}
+
+// A guest that makes directories in each other without end does not take the host along.
+func TestCopyOfDeepDirectoriesTakesNoStack(t *testing.T) {
+	defer debug.SetMaxStack(debug.SetMaxStack(1 << 20))
+	ctx := t.Context()
+	root := NewMemory(MemoryOptions{})
+	dir := root
+	for range 20000 {
+		next, err := dir.Mkdir(ctx, "d", 0o755)
+		require.NoError(t, err)
+		dir = next
+	}
+	copied, ok := CopyMemory(root)
+	require.True(t, ok)
+	was, err := root.StatFS(ctx)
+	require.NoError(t, err)
+	is, err := copied.StatFS(ctx)
+	require.NoError(t, err)
+	require.Equal(t, was, is)
 }
