@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -141,7 +144,7 @@ func (m *metrics) serve(ctx context.Context, address string, failed func(error))
 		return nil, fmt.Errorf("serving metrics (metrics.listen): %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: scrapeTime}))
+	mux.Handle("GET /metrics", byAddress(l.Addr(), promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: scrapeTime})))
 	server := &http.Server{Handler: mux, ReadTimeout: scrapeTime, WriteTimeout: 2 * scrapeTime, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	done := make(chan struct{})
 	go func() {
@@ -154,4 +157,20 @@ func (m *metrics) serve(ctx context.Context, address string, failed func(error))
 		_ = server.Close() // nothing is lost that the next scrape would not have
 		<-done
 	}, nil
+}
+
+// byAddress lets nobody in who calls a listener on loopback by another name: a page in the user's browser
+// can have its own name lead here, and would read what it is answered.
+func byAddress(at net.Addr, next http.Handler) http.Handler {
+	if a, err := netip.ParseAddrPort(at.String()); err != nil || !a.Addr().Unmap().IsLoopback() {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := (&url.URL{Host: r.Host}).Hostname()
+		if _, err := netip.ParseAddr(host); err != nil && !strings.EqualFold(host, "localhost") {
+			http.Error(w, "use the address that metrics.listen names", http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }

@@ -42,6 +42,13 @@ func TestMetricsCountWhatTheNetworkDecidesAndWhatIsRun(t *testing.T) {
 	defer stop()
 	_, err = b.metrics.serve(t.Context(), at, nil)
 	assert.ErrorContains(t, err, "metrics.listen", "the mistake names the key")
+	rebound, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+at+"/metrics", nil)
+	require.NoError(t, err)
+	rebound.Host = "page.example:9464"
+	refused, err := http.DefaultClient.Do(rebound)
+	require.NoError(t, err)
+	require.NoError(t, refused.Body.Close())
+	assert.Equal(t, http.StatusMisdirectedRequest, refused.StatusCode, "a name that a page of a browser leads here")
 	resp, err := http.Get("http://" + at + "/metrics")
 	require.NoError(t, err)
 	defer resp.Body.Close()
