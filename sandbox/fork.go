@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/gondolin-go/gondolin/netguard/ca"
 	"github.com/gondolin-go/gondolin/netguard/secret"
 	"github.com/gondolin-go/gondolin/sandbox/qemu"
+	"github.com/gondolin-go/gondolin/vfs"
 )
 
 // ForkOptions say what copies of a session to make. The zero value makes one like it.
@@ -19,7 +22,8 @@ type ForkOptions struct {
 	Count int // of the copies; default 1
 	// Adjust is called while the session stands still. It may change what copy i gets: its label, environment, mounts, denials and network. What
 	// its machine is made of stays as it is. By default a copy shares the providers of
-	// the mounts and the network's settings with the session.
+	// the mounts and the network's settings with the session, but for what Mount.Private
+	// says is the session's alone: of a memory it gets a copy, and any other needs a Root of its own.
 	Adjust func(i int, o *Options) error
 }
 
@@ -68,10 +72,14 @@ func (s *Session) copies(n int, adjust func(int, *Options) error) ([]Options, er
 	var list []Options
 	for i := range n {
 		o := s.options()
+		o.Mounts = slices.Clone(o.Mounts)
 		if adjust != nil {
 			if err := adjust(i, &o); err != nil {
 				return nil, err
 			}
+		}
+		if err := s.ownPrivate(o.Mounts); err != nil {
+			return nil, err
 		}
 		o, err := s.sameMachine(o).withDefaults()
 		if err != nil {
@@ -80,6 +88,27 @@ func (s *Session) copies(n int, adjust func(int, *Options) error) ([]Options, er
 		list = append(list, o)
 	}
 	return list, nil
+}
+
+// ownPrivate sees that a copy changes nothing of which the session's guest believes that it alone does.
+func (s *Session) ownPrivate(mounts []Mount) error {
+	for i, m := range mounts {
+		if !m.Private || m.ReadOnly || !slices.ContainsFunc(s.opts.Mounts, func(o Mount) bool { return o.Private && same(o.Root, m.Root) }) {
+			continue
+		}
+		root, ok := vfs.CopyMemory(m.Root)
+		if !ok {
+			return fmt.Errorf("the mount at %s is private to the session: give its copy another Root in ForkOptions.Adjust: %w", m.Path, ErrInvalid)
+		}
+		mounts[i].Root = root
+	}
+	return nil
+}
+
+// same compares providers, of which some cannot be compared.
+func same(a, b vfs.Node) bool {
+	t := reflect.TypeOf(a)
+	return t == reflect.TypeOf(b) && t.Comparable() && a == b
 }
 
 // options are what the session was made with, for another like it.
