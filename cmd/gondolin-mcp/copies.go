@@ -35,6 +35,7 @@ func (b *sandboxes) Fork(ctx context.Context, id string, n int) ([]tools.Session
 		}
 		p, err := b.equip(ctx, o, s.equipment.roots, img, release, s.equipment.files)
 		if err == nil {
+			p.net.record.origin = "as a fork of session " + id
 			parts = append(parts, p)
 		}
 		return err
@@ -47,6 +48,7 @@ func (b *sandboxes) Fork(ctx context.Context, id string, n int) ([]tools.Session
 	}
 	made := make([]tools.Session, 0, n)
 	for i, copied := range forked.Sessions {
+		s.record.copied("forked", "as session "+copied.ID())
 		made = append(made, b.enter(ctx, copied, parts[i]))
 	}
 	return made, forked.Pause, nil
@@ -58,7 +60,11 @@ func (b *sandboxes) Snapshot(ctx context.Context, id, name string, disk bool) (*
 	if err != nil {
 		return nil, err
 	}
-	return s.Session.Snapshot(ctx, name, sandbox.SnapshotOptions{Disk: disk})
+	taken, err := s.Session.Snapshot(ctx, name, sandbox.SnapshotOptions{Disk: disk})
+	if err == nil {
+		s.record.copied("kept", "as snapshot "+name)
+	}
+	return taken, err
 }
 
 // Restore makes a session that goes on from a snapshot, within the configured limits.
@@ -95,6 +101,7 @@ func (b *sandboxes) Restore(ctx context.Context, name string, o tools.SessionOpt
 	if err != nil {
 		return nil, err
 	}
+	p.net.record.origin = "from snapshot " + name
 	s, err := host.Restore(ctx, name, opts)
 	if err != nil {
 		return nil, errors.Join(err, p.close(err.Error()))

@@ -16,7 +16,8 @@ import (
 // record is the audit record of one session: what its network decides and what is run in
 // it. A nil one, and one that was not opened because none is kept, takes everything.
 type record struct {
-	audit configs.Audit
+	audit  configs.Audit
+	origin string // what the session goes on from, if anything; set before open
 
 	mu  sync.Mutex
 	log *audit.Log
@@ -35,7 +36,13 @@ func (r *record) open(session string) error {
 	r.mu.Lock()
 	r.log = log
 	r.mu.Unlock()
-	return r.write(audit.Event{Kind: audit.KindSession, Detail: "started"})
+	return r.write(audit.Event{Kind: audit.KindSession, Detail: "started", Reason: r.origin})
+}
+
+// copied records that the session was copied, and what became of that. The copy exists, so that an
+// error changes nothing any more; it shows at the next command.
+func (r *record) copied(how, into string) {
+	_ = r.write(audit.Event{Kind: audit.KindSession, Detail: how, Reason: into})
 }
 
 // close ends the record with the reason for the session's end.

@@ -11,7 +11,7 @@ type Kind string
 
 // The kinds.
 const (
-	KindSession Kind = "session" // it began or ended: Detail
+	KindSession Kind = "session" // it began, was copied or ended: Detail
 	KindExec    Kind = "exec"    // a command: Exec, Command, and at its end Status
 	KindFile    Kind = "file"    // a refusal on a mount: Method, Path
 	KindNetwork Kind = "network" // a decision about the network
