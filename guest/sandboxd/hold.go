@@ -29,13 +29,23 @@ const (
 // hold makes every command's processes stand still, so that nothing of them runs in a copy
 // of the machine before it has the time, entropy and mounts of its own. It refuses when one
 // of them is in a mount: what is open there exists for this machine's host only.
-func (a *agent) hold(m *wire.Hold) (any, *wire.Error) {
+func (a *agent) hold(m *wire.Hold) (_ any, werr *wire.Error) {
+	a.holding.Lock()
+	defer a.holding.Unlock()
+	if !a.held && !a.procs.door.shut(freezeWait) {
+		return nil, &wire.Error{Code: wire.CodeBusy, Msg: fmt.Sprintf("a command did not start within %v; try again", freezeWait)}
+	}
+	a.held = true
+	defer func() {
+		if werr != nil {
+			_ = a.letGo()
+		}
+	}()
 	if err := freezeAll(); err != nil {
 		return nil, &wire.Error{Code: wire.CodeBusy, Msg: err.Error()}
 	}
 	if dev, mounted := sandboxfs.Device(); mounted && !m.KeepMounts {
 		if list := holders(dev); len(list) > 0 {
-			thawAll()
 			return nil, &wire.Error{Code: wire.CodeBusy, Msg: "mounts are in use: " + strings.Join(list, "; ")}
 		}
 	}
@@ -45,13 +55,28 @@ func (a *agent) hold(m *wire.Hold) (any, *wire.Error) {
 	return nil, nil
 }
 
-// thaw lets the processes go on, and tells the connections that they had.
+// thaw lets the processes go on, and tells the connections that they had. It comes after a hold
+// that is under way, or that would have the last word.
 func (a *agent) thaw(*struct{}) (any, *wire.Error) {
+	a.holding.Lock()
+	defer a.holding.Unlock()
 	flows := connections()
-	if err := thawAll(); err != nil {
+	if err := a.letGo(); err != nil {
 		return nil, errnoError("", err)
 	}
 	return wire.Thawed{Flows: flows}, nil
+}
+
+// letGo ends hold; a.holding is held.
+func (a *agent) letGo() error {
+	if err := thawAll(); err != nil {
+		return err
+	}
+	if a.held {
+		a.held = false
+		a.procs.door.open()
+	}
+	return nil
 }
 
 func thawAll() error {
@@ -72,7 +97,6 @@ func freezeAll() error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			_ = thawAll()
 			return fmt.Errorf("some process did not stand still within %v: it waits for a disk or a mount; try again", freezeWait)
 		}
 		<-tick.C

@@ -49,6 +49,9 @@ type agent struct {
 	files    files
 	parts    parts
 
+	holding sync.Mutex // of hold and thaw, one after the other
+	held    bool       // processes stand still; under holding
+
 	mu    sync.Mutex
 	bound []string // where mounts are
 }
@@ -91,6 +94,7 @@ func (a *agent) apply(h *wire.Hello) error {
 		return nil
 	}
 	if a.settled {
+		a.procs.door.copies.Add(1)
 		// A copy of the machine that was settled: its mounts are served by nobody any more.
 		if err := sandboxfs.Detach(a.setBound(nil)); err != nil {
 			return err

@@ -25,6 +25,7 @@ const (
 type table struct {
 	groups  cgroups
 	trusted atomic.Pointer[[]string] // trustEnv, once there is a session's authority
+	door    door
 
 	mu    sync.Mutex
 	next  uint64
@@ -48,7 +49,7 @@ func (t *table) start(req *wire.Start) (*process, *wire.Error) {
 	if env := t.trusted.Load(); env != nil {
 		req.Env = append(slices.Clone(*env), req.Env...)
 	}
-	p, werr := spawn(req, &t.groups)
+	p, werr := t.spawn(req)
 	if werr != nil {
 		return nil, werr
 	}
@@ -59,6 +60,15 @@ func (t *table) start(req *wire.Start) (*process, *wire.Error) {
 	t.mu.Unlock()
 	go t.retire(p)
 	return p, nil
+}
+
+// spawn starts a process as soon as the door is open.
+func (t *table) spawn(req *wire.Start) (*process, *wire.Error) {
+	if !t.door.enter() {
+		return nil, badRequest("the session was copied before the command began; it runs in the one that was asked")
+	}
+	defer t.door.leave()
+	return spawn(req, &t.groups)
 }
 
 // retire moves a process to the ended ones and lets the oldest of these go.
