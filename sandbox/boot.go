@@ -25,6 +25,8 @@ const (
 	unprovenTimeout = 15 * time.Second
 	// settleTimeout bounds the handshake after the announcement.
 	settleTimeout = 30 * time.Second
+	// equipTimeout bounds what comes after it: a copy's guest may have been taken over before.
+	equipTimeout = 2 * time.Minute
 	// consoleLines is how much of the console an error shows.
 	consoleLines = 12
 )
@@ -251,7 +253,7 @@ func (h *Host) bootOnce(ctx context.Context, s *Session, c qemu.Config, from sta
 		conn.Close()
 		return err
 	}
-	s.vm, s.accel = vm, c.Accelerator
+	s.vm, s.accel, s.again = vm, c.Accelerator, from.again
 	s.setMux(mux)
 	return nil
 }

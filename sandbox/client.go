@@ -99,6 +99,10 @@ func (s *client) open(ctx context.Context) (*yamux.Stream, error) {
 func (s *client) closedError() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.closedErrorLocked()
+}
+
+func (s *client) closedErrorLocked() error {
 	return fmt.Errorf("session %s has ended: %s: %w", s.id, s.reason, ErrClosed)
 }
 

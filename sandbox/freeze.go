@@ -28,6 +28,20 @@ func (f *frozen) close() {
 	}
 }
 
+// bytes is how much room its memory and disk take at most, where they are written.
+func (f *frozen) bytes() (n int64) {
+	files := []*os.File{f.disk}
+	if f.Template != nil {
+		files = append(files, f.Memory())
+	}
+	for _, file := range files {
+		if file != nil {
+			n += diskUsage(file)
+		}
+	}
+	return n
+}
+
 // freeze copies the session's machine, or its disk alone. The session stands still
 // meanwhile and goes on after it, whatever comes of it. during is called then.
 func (s *Session) freeze(ctx context.Context, diskOnly bool, during func() error) (f *frozen, err error) {
@@ -40,12 +54,17 @@ func (s *Session) freeze(ctx context.Context, diskOnly bool, during func() error
 	case <-s.life.Done():
 		return nil, s.closedError()
 	}
-	if diskOnly && s.scratch == nil {
+	from, err := s.parts()
+	if err != nil {
+		return nil, err
+	}
+	defer from.close()
+	if diskOnly && from.scratch == nil {
 		return nil, fmt.Errorf("the session has no disk of its own (root mode %s): take its memory too: %w", s.opts.Root, ErrInvalid)
 	}
 	var memory *os.File
 	if !diskOnly {
-		if memory, err = s.memoryBefore(ctx); err != nil {
+		if memory, err = from.memoryBefore(ctx); err != nil {
 			return nil, fmt.Errorf("copying the machine's memory: %w", err)
 		}
 		defer func() {
@@ -68,68 +87,138 @@ func (s *Session) freeze(ctx context.Context, diskOnly bool, during func() error
 			err = errors.Join(err, gerr)
 		}
 	}()
-	if err := s.call(ctx, wire.OpHold, "", wire.Hold{KeepMounts: diskOnly, Sync: diskOnly}, nil); err != nil {
+	if err := s.holdStill(ctx, wire.Hold{KeepMounts: diskOnly, Sync: diskOnly}); err != nil {
 		return nil, err
 	}
-	if err := s.vm.Stop(); err != nil {
+	release, err := s.vm.StopQuietly(ctx)
+	if err != nil {
 		return nil, fmt.Errorf("stopping the machine: %w", err)
 	}
-	if err := during(); err != nil {
+	defer release()
+	if f, err = s.copyMachine(ctx, from, memory, release); err != nil {
 		return nil, err
 	}
-	return s.copyMachine(ctx, memory)
+	if err := during(); err != nil {
+		f.close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// holdTimeout is how long a guest may take to hold its processes, and to write what belongs on its
+// disk if it shall.
+const holdTimeout = time.Minute
+
+// holdStill has the guest hold its processes. What it has begun is waited for though ctx ends: it
+// would hold them again after it was told to let them go.
+func (s *Session) holdStill(ctx context.Context, h wire.Hold) error {
+	bounded, cancel := context.WithTimeoutCause(s.life, holdTimeout, fmt.Errorf("the guest did not hold its processes within %v", holdTimeout))
+	defer cancel()
+	if err := s.call(bounded, wire.OpHold, "", h, nil); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+// parts are descriptors of what a machine consists of, apart from its session's, which may end.
+type parts struct {
+	template        *template.Template
+	memory, scratch *os.File
+}
+
+func (p *parts) close() {
+	for _, f := range []*os.File{p.memory, p.scratch} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	if p.template != nil {
+		p.template.Close()
+	}
+}
+
+// parts returns the session's, which the caller closes.
+func (s *Session) parts() (p *parts, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p = &parts{}
+	if s.reason != "" {
+		return nil, s.closedErrorLocked()
+	}
+	if s.template != nil {
+		p.template = s.template.Share()
+	}
+	if s.memory != nil {
+		p.memory, err = reopen(s.memory)
+	}
+	if s.scratch != nil && err == nil {
+		p.scratch, err = reopen(s.scratch)
+	}
+	if err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
 }
 
 // memoryBefore returns the file that the machine's memory is copied to, with what of it
 // cannot change any more.
-func (s *Session) memoryBefore(ctx context.Context) (*os.File, error) {
+func (p *parts) memoryBefore(ctx context.Context) (*os.File, error) {
 	switch {
-	case s.template != nil:
-		return s.template.CopyMemory(ctx)
-	case s.memory != nil:
+	case p.template != nil:
+		return p.template.CopyMemory(ctx)
+	case p.memory != nil:
 		return template.Anonymous("gondolin-memory", 0)
 	}
 	return nil, fmt.Errorf("%w: forks and snapshots with memory need Linux", errors.ErrUnsupported)
 }
 
-// copyMachine copies a machine that stands still. memory is nil for its disk alone.
-func (s *Session) copyMachine(ctx context.Context, memory *os.File) (_ *frozen, err error) {
+// copyMachine copies a machine that stands still. memory is nil for its disk alone. release is called
+// when its ports may be used again.
+func (s *Session) copyMachine(ctx context.Context, from *parts, memory *os.File, release func()) (_ *frozen, err error) {
 	f := &frozen{}
-	defer func() {
-		if err != nil && f.disk != nil {
-			f.disk.Close()
+	var state *os.File
+	if memory != nil {
+		if state, err = s.copyMemory(ctx, from, memory); err != nil {
+			return nil, err
 		}
-	}()
-	if s.scratch != nil {
-		if f.disk, err = cloneScratch(s.host.opts.CacheDir, s.scratch); err != nil {
+	}
+	release() // a disk can take its time, and does not change by what comes in at a port
+	if from.scratch != nil {
+		if f.disk, err = cloneScratch(s.host.opts.CacheDir, from.scratch); err != nil {
+			if state != nil {
+				state.Close()
+			}
 			return nil, err
 		}
 	}
 	if memory == nil {
 		return f, nil
 	}
-	if s.template != nil {
-		err = s.vm.CopyPrivate(ctx, s.template.Memory(), memory)
+	if f.Template, err = template.Freeze(memory, state, f.disk); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// copyMemory copies a machine's memory and then returns the state of its devices.
+func (s *Session) copyMemory(ctx context.Context, from *parts, memory *os.File) (state *os.File, err error) {
+	if from.template != nil {
+		err = s.vm.CopyPrivate(ctx, from.template.Memory(), memory)
 	} else {
-		err = copySparse(memory, s.memory)
+		err = copySparse(memory, from.memory)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("copying the machine's memory: %w", err)
 	}
-	state, err := template.Anonymous("gondolin-state", 0)
-	if err != nil {
+	if state, err = template.Anonymous("gondolin-state", 0); err != nil {
 		return nil, err
 	}
 	if err := s.vm.SaveDevices(state); err != nil {
 		state.Close()
 		return nil, fmt.Errorf("saving the machine's devices: %w", err)
 	}
-	f.Template, err = template.Freeze(memory, state, f.disk)
-	if err != nil {
-		f.disk = nil // closed with it, as the memory is
-		return nil, err
-	}
-	return f, nil
+	return state, nil
 }
 
 // goOn lets a session go on that was held, whether it stands still or not. One that does

@@ -197,12 +197,7 @@ func (h *Host) handOut(ctx context.Context, s *Session, err error) (*Session, er
 	if err == nil {
 		// From here on its machine may die and its connection break.
 		s.work(s.watch)
-		if err = s.attachNetwork(ctx); err == nil {
-			err = s.attachMounts(ctx)
-		}
-		if err == nil && s.revived() {
-			err = s.wake(ctx)
-		}
+		err = s.equip(ctx)
 		if err == nil && h.opts.Register != "" {
 			err = s.register()
 		}
@@ -224,6 +219,20 @@ func (h *Host) handOut(ctx context.Context, s *Session, err error) (*Session, er
 	}
 	h.sessions[s.id] = s
 	return s, nil
+}
+
+// equip gives a session its network and its mounts, and lets a copy's processes go on.
+func (s *Session) equip(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, equipTimeout, fmt.Errorf("the guest did not answer within %v", equipTimeout))
+	defer cancel()
+	err := s.attachNetwork(ctx)
+	if err == nil {
+		err = s.attachMounts(ctx)
+	}
+	if err == nil && s.revived() {
+		err = s.wake(ctx)
+	}
+	return err
 }
 
 // Prepare makes ready, in the background, what lets a session with these options

@@ -135,9 +135,7 @@ func (s *Session) setClock(ctx context.Context) error {
 }
 
 // revived reports whether the session's machine is a copy of another's that ran.
-func (s *Session) revived() bool {
-	return s.origin == OriginForked || s.origin == OriginRestored && s.template != nil
-}
+func (s *Session) revived() bool { return s.again }
 
 // wake lets the processes of a copied machine go on. Their connections are told that
 // nobody is at the other end: they would wait for ever.

@@ -63,12 +63,28 @@ func scratchFile(cacheDir string) (*os.File, error) {
 }
 
 // enoughRoom refuses a directory in which nothing could be written for long.
-func enoughRoom(dir string) error {
+func enoughRoom(dir string) error { return roomFor(dir, 0) }
+
+// roomFor is enoughRoom after so many bytes have been written there.
+func roomFor(dir string, bytes int64) error {
 	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err == nil && uint64(st.Bavail)*uint64(st.Bsize) < minFree {
-		return fmt.Errorf("only %d MiB are free in %s and %d are needed: make room", uint64(st.Bavail)*uint64(st.Bsize)>>20, dir, minFree>>20)
+	if err := unix.Statfs(dir, &st); err != nil {
+		return nil // what is written there fails by itself
+	}
+	free, need := int64(st.Bavail)*int64(st.Bsize), bytes+minFree
+	if free < need {
+		return fmt.Errorf("only %d MiB are free in %s and %d are needed: make room", free>>20, dir, need>>20)
 	}
 	return nil
+}
+
+// diskUsage is how much of a file is not a hole, in bytes.
+func diskUsage(f *os.File) int64 {
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil {
+		return 0
+	}
+	return st.Blocks * 512
 }
 
 // openEmpty opens the empty file system of a size, made once with mke2fs.

@@ -35,11 +35,13 @@ type Session struct {
 	origin Origin
 	boot   time.Duration
 
+	// What letGo closes; under mu once the session is handed out.
 	template *template.Template // that it was cloned from, or nil
 	memory   *os.File           // its memory, if that is a file of its own
 	scratch  *os.File           // its scratch disk, if it has one
 	from     *os.File           // a disk to begin with, while it boots
 	past     *past              // of the session that it is a copy of, or nil
+	again    bool               // its machine is a copy of another's that ran
 	freezing chan struct{}      // held while it is copied
 
 	denials *DenialLog
@@ -141,6 +143,8 @@ func (s *Session) end(reason string) {
 
 // letGo closes what the session holds of its machine.
 func (s *Session) letGo() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, f := range []*os.File{s.memory, s.scratch} {
 		if f != nil {
 			f.Close()

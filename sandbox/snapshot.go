@@ -47,6 +47,9 @@ func (s *Session) Snapshot(ctx context.Context, name string, o SnapshotOptions) 
 		}
 		defer f.close()
 		taken.Pause = f.pause
+		if err := roomFor(dir, f.bytes()); err != nil {
+			return err
+		}
 		if o.Disk {
 			disk, err := template.WriteDisk(ctx, dir, f.disk)
 			m.Disk = &disk

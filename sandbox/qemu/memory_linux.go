@@ -6,7 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -132,7 +132,7 @@ func (a area) copy(ctx context.Context, pages, mem *os.File, into []byte) error 
 			if to+length > int64(len(into)) {
 				return fmt.Errorf("a page at %d of a memory of %d bytes", to, len(into))
 			}
-			if _, err := mem.ReadAt(into[to:to+length], int64(from)); err != nil && !errors.Is(err, io.EOF) {
+			if _, err := mem.ReadAt(into[to:to+length], int64(from)); err != nil {
 				return fmt.Errorf("reading a machine's memory: %w", err)
 			}
 			i = run - 1
@@ -144,4 +144,22 @@ func (a area) copy(ctx context.Context, pages, mem *os.File, into []byte) error 
 // private reports whether a page of a private mapping is the process's own.
 func private(entry uint64) bool {
 	return entry&pageSwapped != 0 || entry&pagePresent != 0 && entry&pageOfFile == 0
+}
+
+// unread returns how many bytes wait in a Unix socket for each of its ends; unix(7), SIOCINQ and SIOCOUTQ.
+func unread(conn net.Conn) (here, there uint64) {
+	c, ok := conn.(*net.UnixConn)
+	if !ok {
+		return 0, 0
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, 0
+	}
+	_ = raw.Control(func(fd uintptr) { // of one that is closed nothing moves
+		in, _ := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		out, _ := unix.IoctlGetInt(int(fd), unix.TIOCOUTQ)
+		here, there = uint64(max(in, 0)), uint64(max(out, 0))
+	})
+	return here, there
 }

@@ -32,6 +32,7 @@ type VM struct {
 	console *console
 	qmp     *qmp
 	net     net.Conn
+	ports   *ports
 	log     *slog.Logger
 
 	workers sync.WaitGroup
@@ -94,7 +95,7 @@ func Start(ctx context.Context, c Config, o Options) (_ *VM, err error) {
 		c.bare = isBare(o.State)
 	}
 
-	vm := &VM{dir: o.Dir, net: link, console: newConsole(), log: o.Logger, done: make(chan struct{})}
+	vm := &VM{dir: o.Dir, net: link, ports: newPorts(), console: newConsole(), log: o.Logger, done: make(chan struct{})}
 	err = vm.spawn(ctx, &c, files)
 	theirs.Close() // so that the monitor's end shows when QEMU ends
 	if err != nil {
@@ -189,16 +190,6 @@ func (vm *VM) PID() int { return vm.process.Pid }
 // Net is the other end of the machine's network card: Ethernet frames, each behind its
 // length (32 bits, big-endian). It is closed with the machine.
 func (vm *VM) Net() net.Conn { return vm.net }
-
-// Dial connects to a port. The caller closes the connection; the guest sees
-// the port opened and closed.
-func (vm *VM) Dial(ctx context.Context, port string) (net.Conn, error) {
-	conn, err := dial(ctx, filepath.Join(vm.dir, port))
-	if err != nil {
-		return nil, fmt.Errorf("connecting to port %s: %w", port, err)
-	}
-	return conn, nil
-}
 
 // Close ends the machine at once and waits until nothing of it is left but the
 // directory. What the guest holds in memory is lost.
