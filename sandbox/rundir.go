@@ -3,9 +3,11 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -76,17 +78,35 @@ func collectStale(base string, log *slog.Logger) {
 	}
 }
 
+// isOurs says whether a directory was made here. Who names a directory of other things as that
+// of sessions, such as a home, must not lose them.
+func isOurs(path string) bool {
+	id, young := strings.CutPrefix(filepath.Base(path), youngPrefix)
+	id, temp := strings.CutPrefix(id, snapshotTemp)
+	if !idForm.MatchString(id) {
+		return false
+	}
+	_, err := os.Lstat(filepath.Join(path, lockName))
+	return err == nil || young || temp
+}
+
+// idForm is that of newID.
+var idForm = regexp.MustCompile(`^[a-z2-7]{10}$`)
+
 // collectOne removes one directory if it is a dead session's, or only says whether it is.
 func collectOne(path string, dry bool, log *slog.Logger) (dead bool, err error) {
-	st, err := os.Stat(path)
-	if err != nil || !st.IsDir() {
+	st, err := os.Lstat(path)
+	if err != nil || !st.IsDir() || !isOurs(path) {
 		return false, nil // gone, or nothing of ours
 	}
 	if strings.HasPrefix(filepath.Base(path), youngPrefix) && time.Since(st.ModTime()) < time.Minute {
 		return false, nil
 	}
-	lock := flock.New(filepath.Join(path, lockName))
+	lock := flock.New(filepath.Join(path, lockName), flock.SetFlag(os.O_RDONLY))
 	ok, err := lock.TryLock()
+	if errors.Is(err, fs.ErrNotExist) {
+		ok, err = true, nil // its maker came no further
+	}
 	if err != nil || !ok {
 		return false, err
 	}
