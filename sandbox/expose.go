@@ -104,6 +104,9 @@ func (s *Session) Ingress(ctx context.Context, o IngressOptions) (*Ingress, erro
 		Dial: s.dialGuest, Routes: s.routesOf(o), Hosts: o.Hosts, OnRequest: o.OnRequest, OnResponse: o.OnResponse,
 		Begin: s.use, Logger: s.log,
 	}
+	if _, port, err := net.SplitHostPort(o.Listen); err == nil && port != "0" {
+		opts.Chosen = true
+	}
 	if !isLoopback(ln.Addr()) {
 		opts.Token = strings.ToLower(rand.Text())
 	}
@@ -172,7 +175,11 @@ func (s *Session) listen(ctx context.Context, at string) (net.Listener, error) {
 		host, port = s.exposed.host.String(), strconv.FormatUint(n, 10)
 		s.exposed.mu.Unlock()
 	}
-	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, port))
+	network := "tcp"
+	if ip, err := netip.ParseAddr(host); err == nil && ip.Is4() {
+		network = "tcp4" // to Go, 0.0.0.0 is all addresses of IPv6 too
+	}
+	ln, err := new(net.ListenConfig).Listen(ctx, network, net.JoinHostPort(host, port))
 	if err != nil {
 		return nil, fmt.Errorf("listening for the session's ingress: %w", err)
 	}

@@ -19,8 +19,10 @@
 //
 // A gateway without a token is for the host's own user: it belongs on a loopback address, and a
 // request must name that address, localhost, or one of Options.Hosts, so that no page of the web can
-// have its own name resolve to it. A WebSocket's origin must be one of these too. A gateway with a token wants it
-// in the first segment of the path (/~TOKEN/...), once: browsers get a cookie for it.
+// have its own name resolve to it. The origin of a WebSocket, and of whatever changes something, must be
+// one of these too. A gateway with a token wants it in the first segment of the path (/~TOKEN/...), once:
+// browsers get a cookie for it. They send it to other ports of that host too, and so no gateway passes any
+// of these cookies on.
 //
 // # Bounds
 //

@@ -41,6 +41,10 @@ type Options struct {
 	Routes func(ctx context.Context) ([]Route, error)
 	Hosts  []string // names that requests may give it, beside its address and localhost
 	Token  string   // what requests must have; empty: nothing
+	// Chosen says that somebody chose the port, so that it will be another server's later, whose pages
+	// must not be those that this guest has left in a browser: nothing is cached, and no service
+	// worker installed.
+	Chosen bool
 
 	// OnRequest sees a request before the guest does and may change it. An error refuses it: with
 	// the status and the words of a *Refusal, or as forbidden.
@@ -96,6 +100,7 @@ func New(ctx context.Context, ln net.Listener, o Options) *Gateway {
 		Handler: g, ReadHeaderTimeout: headTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader, ErrorLog: log,
 		DisableGeneralOptionsHandler: true,
 		BaseContext:                  func(net.Listener) context.Context { return g.life },
+		ConnContext:                  func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 		Protocols:                    protocols(true, true), HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 100},
 	}
 	return g
@@ -166,6 +171,9 @@ type target struct{ route Route }
 
 type targetKey struct{}
 
+// connKey is that of the client's connection in a request's context.
+type connKey struct{}
+
 // ServeHTTP leads one request through the gateway.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
@@ -179,6 +187,12 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if g.opts.Begin != nil {
 		defer g.opts.Begin()()
 	}
+	onlyWebSockets(r)
+	if conn, ok := r.Context().Value(connKey{}).(net.Conn); ok && isUpgrade(r) && r.ProtoMajor == 1 {
+		// net/http has no hold on a connection that it has handed over, and a client that reads
+		// nothing would keep us from ending.
+		defer context.AfterFunc(g.life, func() { conn.Close() })()
+	}
 	if !g.admit(w, r) {
 		return
 	}
@@ -189,6 +203,10 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.Method == http.MethodConnect || !strings.HasPrefix(r.URL.Path, "/") {
 		g.page(w, r, pageForm, "")
+		return
+	}
+	if g.opts.Chosen && r.Header.Get("Service-Worker") != "" {
+		g.page(w, r, pageWorker, "")
 		return
 	}
 	route, ok := match(routes, r.URL.EscapedPath())
@@ -234,6 +252,9 @@ func (g *Gateway) roundTrip(r *http.Request) (*http.Response, error) {
 func (g *Gateway) onResponse(r *http.Response) error {
 	for _, name := range []string{"Alt-Svc", "Clear-Site-Data", "Strict-Transport-Security", headerName} {
 		r.Header.Del(name)
+	}
+	if g.opts.Chosen {
+		r.Header.Set("Cache-Control", "no-store")
 	}
 	if g.opts.OnResponse == nil {
 		return nil

@@ -202,7 +202,7 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 	conn, err := net.Dial("tcp", g.Addr().String())
 	require.NoError(t, err)
 	defer conn.Close()
-	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 	require.NoError(t, err)
 	<-begun
 	require.NoError(t, g.Close())
@@ -241,4 +241,99 @@ func FuzzRequestHead(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Browsers send a cookie to every port of its host, and so one gateway's token to another's guest.
+func TestNoGuestSeesATokenAndOtherCookiesPassAsTheyAre(t *testing.T) {
+	for _, token := range []string{"", "secret"} {
+		g := rig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, strings.Join(r.Header["Cookie"], "|")) }), func(o *Options) { o.Token = token })
+		resp := raw(t, g, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"+
+			`Cookie: gondolin_1=OTHER; state={"a":"b, c"}; `+g.cookie()+"=secret\r\nCookie: x=\"gondolin_2\"; gondolin_3 =OTHER;y\r\n\r\n")
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		assert.Equal(t, `state={"a":"b, c"}; x="gondolin_2"; y`, string(body), "with the token %q", token)
+	}
+}
+
+// What follows another switch is no HTTP that the gateway, or a hook, has read.
+func TestNoProtocolButWebSocketsIsSwitchedTo(t *testing.T) {
+	g := rig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%q %q", r.Header["Upgrade"], r.Header["Connection"])
+	}), nil)
+	for _, other := range []string{"h2c", "x", "h2c, websocket"} {
+		resp := raw(t, g, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: "+other+"\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n")
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		assert.Equal(t, "[] []", string(body), other)
+	}
+}
+
+func TestPagesOfOtherSitesChangeNothing(t *testing.T) {
+	g := rig(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), nil)
+	for head, status := range map[string]int{
+		"POST / HTTP/1.1\r\nOrigin: https://evil.example\r\n":                 403,
+		"DELETE / HTTP/1.1\r\nOrigin: null\r\nSec-Fetch-Site: cross-site\r\n": 403,
+		"GET / HTTP/1.1\r\nOrigin: https://evil.example\r\n":                  200,
+		"POST / HTTP/1.1\r\n": 200,
+		"POST / HTTP/1.1\r\nOrigin: http://localhost:5173\r\n":                             200,
+		"POST / HTTP/1.1\r\nOrigin: null\r\nSec-Fetch-Site: same-origin\r\n":               200,
+		"GET / HTTP/1.1\r\nOrigin: null\r\nUpgrade: websocket\r\nSec-Fetch-Site: none\r\n": 403,
+	} {
+		resp := raw(t, g, head+"Host: localhost\r\nContent-Length: 0\r\n\r\n")
+		assert.Equal(t, status, resp.StatusCode, head)
+	}
+}
+
+func TestAGuestLeavesNothingInABrowserAtAnAddressThatIsUsedAgain(t *testing.T) {
+	for _, chosen := range []bool{false, true} {
+		g := rig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Add("Cache-Control", "public")
+			w.Header().Add("Cache-Control", "max-age=31536000, immutable")
+		}), func(o *Options) { o.Chosen = chosen })
+		page := raw(t, g, "GET /main.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		worker := raw(t, g, "GET /sw.js HTTP/1.1\r\nHost: localhost\r\nService-Worker: script\r\n\r\n")
+		if chosen {
+			assert.Equal(t, []string{"no-store"}, page.Header["Cache-Control"])
+			assert.Equal(t, "worker", worker.Header.Get(headerName))
+		} else {
+			assert.Len(t, page.Header["Cache-Control"], 2)
+			assert.Equal(t, 200, worker.StatusCode)
+		}
+	}
+}
+
+// A stopped browser must not keep a session from ending.
+func TestCloseDoesNotWaitForAClientThatReadsNothing(t *testing.T) {
+	full := make(chan struct{})
+	g := rig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "websocket")
+		w.WriteHeader(http.StatusSwitchingProtocols)
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		for err == nil {
+			_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
+			_, err = conn.Write(make([]byte, 1<<20))
+		}
+		close(full)
+	}), nil)
+	conn, err := net.Dial("tcp", g.Addr().String())
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+	require.NoError(t, err)
+	<-full
+	closed := make(chan error, 1)
+	go func() { closed <- g.Close() }()
+	select {
+	case err := <-closed:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		conn.Close() // lets it end
+		require.NoError(t, <-closed)
+		t.Fatal("Close waited for the client")
+	}
 }

@@ -23,11 +23,13 @@ var (
 	pageHost = page{http.StatusMisdirectedRequest, "host", "This name is not served here",
 		"The request names the host %q. Use the address that the gateway gave, or localhost. For another name, add it to ingress.hosts in the configuration of gondolin-mcp."}
 	pageOrigin = page{http.StatusForbidden, "origin", "This page may not connect here",
-		"A page of %q tried to open a connection. Only pages of the sandbox itself may; for another name, add it to ingress.hosts in the configuration of gondolin-mcp."}
+		"A page of %q tried to open a connection or to change something. Only pages of the sandbox itself and of this computer may; for another name, add it to ingress.hosts in the configuration of gondolin-mcp."}
 	pageToken = page{http.StatusForbidden, "token", "This address needs its token",
 		"Open the whole URL that was printed for it, with the part after /~. It changes with each session.%.0s"}
 	pageForm = page{http.StatusMethodNotAllowed, "form", "This is no request for a page",
 		"Only requests for a path are served; this is no proxy and no tunnel.%.0s"}
+	pageWorker = page{http.StatusForbidden, "worker", "No service workers here",
+		"One would stay in the browser and answer for whatever is served at this address later. Let the gateway choose the address, as the tool expose does.%.0s"}
 	pageRoutes = page{http.StatusBadGateway, "routes", "The list of routes cannot be used",
 		"What is wrong with /etc/gondolin/listeners in the sandbox: %s"}
 	pageRoute = page{http.StatusNotFound, "route", "No route leads there",

@@ -53,15 +53,38 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) bool {
 	switch {
 	case !g.names.has(r.Host):
 		g.page(w, r, pageHost, short(r.Host))
-	case isUpgrade(r) && r.Header.Get("Origin") != "" && !g.sameSite(r.Header.Get("Origin")):
+	case g.foreign(r):
 		g.page(w, r, pageOrigin, short(r.Header.Get("Origin")))
 	default:
+		dropCookies(r)
 		return true
 	}
 	return false
 }
 
 func isUpgrade(r *http.Request) bool { return r.Header.Get("Upgrade") != "" }
+
+// onlyWebSockets makes a request for another protocol one without it, as a server may that does
+// not know it: nobody would read what follows.
+func onlyWebSockets(r *http.Request) {
+	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+		r.Header.Del("Upgrade")
+	}
+}
+
+// foreign says whether a page of another site asks for a connection or a change. It could not read the
+// answer, but need not to start something in the guest.
+func (g *Gateway) foreign(r *http.Request) bool {
+	origin, change := r.Header.Get("Origin"), false
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+	default:
+		// The origin of a page that hides it is null; browsers tell of their own accord whose it is.
+		site := r.Header.Get("Sec-Fetch-Site")
+		change = site != "same-origin" && site != "none"
+	}
+	return origin != "" && (isUpgrade(r) || change) && !g.sameSite(origin)
+}
 
 // sameSite says whether an origin is one of ours, on whatever port: a page of one server of the
 // guest speaks to another.
@@ -77,7 +100,7 @@ func (g *Gateway) admitToken(w http.ResponseWriter, r *http.Request) bool {
 			g.page(w, r, pageOrigin, short(r.Header.Get("Origin")))
 			return false
 		}
-		g.dropCookie(r)
+		dropCookies(r)
 		return true
 	}
 	first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.EscapedPath(), "/"), "/")
@@ -87,7 +110,7 @@ func (g *Gateway) admitToken(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	http.SetCookie(w, &http.Cookie{Name: g.cookie(), Value: token, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode})
-	g.dropCookie(r)
+	dropCookies(r)
 	if r.Method == http.MethodGet && wantsHTML(r) && !isUpgrade(r) {
 		// Out of the address bar, the history and the Referer of what the page loads. Slashes
 		// at the beginning would make it another host's.
@@ -111,16 +134,25 @@ func (g *Gateway) isToken(s string) bool {
 	return subtle.ConstantTimeCompare([]byte(s), []byte(g.opts.Token)) == 1
 }
 
-// cookie names the cookie, which browsers send to every port of a host.
-func (g *Gateway) cookie() string { return "gondolin_" + g.port }
+// cookiePrefix begins the names of our cookies.
+const cookiePrefix = "gondolin_"
 
-// dropCookie keeps the token from the guest.
-func (g *Gateway) dropCookie(r *http.Request) {
-	all := r.Cookies()
-	r.Header.Del("Cookie")
-	for _, c := range all {
-		if c.Name != g.cookie() {
-			r.AddCookie(c)
+// cookie names the cookie, which browsers send to every port of a host.
+func (g *Gateway) cookie() string { return cookiePrefix + g.port }
+
+// dropCookies keeps tokens from the guest, also those of other gateways. Other cookies pass as
+// they are written.
+func dropCookies(r *http.Request) {
+	var kept []string
+	for _, line := range r.Header["Cookie"] {
+		for c := range strings.SplitSeq(line, ";") {
+			if c = strings.TrimSpace(c); c != "" && !strings.HasPrefix(c, cookiePrefix) {
+				kept = append(kept, c)
+			}
 		}
+	}
+	r.Header.Del("Cookie")
+	if len(kept) > 0 {
+		r.Header.Set("Cookie", strings.Join(kept, "; "))
 	}
 }
