@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -14,25 +15,39 @@ import (
 	"github.com/gondolin-go/gondolin/sandbox/ingress"
 )
 
-// guestDialTimeout bounds the guest's answer to a dial.
-const guestDialTimeout = 15 * time.Second
+const (
+	// guestDialTimeout bounds the guest's answer to a dial.
+	guestDialTimeout = 15 * time.Second
+	// dialTimeout bounds a dial together with the opening of the port.
+	dialTimeout = settleTimeout + guestDialTimeout
+)
 
 // dialer is the host's end of the ingress port, which is opened when it is first needed.
 type dialer struct {
-	mu  sync.Mutex // held while the port or a stream is opened; that ends with the session
-	mux *yamux.Session
+	under atomic.Int32 // dials under way
+	mu    sync.Mutex   // held while the port or a stream is opened, which takes as long as the guest may take
+	mux   *yamux.Session
 }
 
 // dialGuest connects to a TCP port of the guest's loopback. It returns when ctx ends, whatever
 // the guest does.
 func (s *Session) dialGuest(ctx context.Context, port uint16) (net.Conn, error) {
+	// Who asks may go and ask again, as browsers do, while a guest keeps all of them waiting.
+	if s.dialer.under.Add(1) > wire.MaxDials {
+		s.dialer.under.Add(-1)
+		return nil, fmt.Errorf("%d connections into the guest are being made: %w", wire.MaxDials, ingress.ErrBusy)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, fmt.Errorf("the guest did not connect to its port %d within %v", port, dialTimeout))
+	defer cancel()
 	var conn net.Conn
 	var err error
 	done := make(chan struct{})
 	if !s.work(func() {
 		defer close(done)
+		defer s.dialer.under.Add(-1)
 		conn, err = s.dialPort(ctx, port)
 	}) {
+		s.dialer.under.Add(-1)
 		return nil, s.closedError()
 	}
 	select {
@@ -49,7 +64,7 @@ func (s *Session) dialGuest(ctx context.Context, port uint16) (net.Conn, error) 
 }
 
 func (s *Session) dialPort(ctx context.Context, port uint16) (net.Conn, error) {
-	stream, err := s.openIngress()
+	stream, err := s.openIngress(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -83,9 +98,12 @@ func dialFailure(port uint16, err error) error {
 }
 
 // openIngress opens a stream on the ingress port.
-func (s *Session) openIngress() (*yamux.Stream, error) {
+func (s *Session) openIngress(ctx context.Context) (*yamux.Stream, error) {
 	s.dialer.mu.Lock()
 	defer s.dialer.mu.Unlock()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	mux, err := s.ingressMux()
 	if err != nil {
 		return nil, err
@@ -107,13 +125,17 @@ func (s *Session) ingressMux() (*yamux.Session, error) {
 		return mux, nil
 	}
 	var served wire.Served
-	part, err := s.request(s.life, wire.OpServe, "", wire.Serve{Port: wire.PortIngress}, &served)
+	ctx, end := context.WithCancelCause(s.life) // the request lasts as long as the part runs
+	late := time.AfterFunc(settleTimeout, func() { end(errors.New("the guest does not answer")) })
+	part, err := s.request(ctx, wire.OpServe, "", wire.Serve{Port: wire.PortIngress}, &served)
+	late.Stop()
 	if err != nil {
-		return nil, err
+		end(nil)
+		return nil, fmt.Errorf("starting the guest's side of ingress: %w", err)
 	}
 	mux, err := s.greetIngress(served.Before)
 	if err != nil {
-		part.Close()
+		end(nil)
 		return nil, err
 	}
 	watching := s.work(func() {
@@ -122,14 +144,14 @@ func (s *Session) ingressMux() (*yamux.Session, error) {
 		case <-mux.CloseChan():
 		}
 		mux.Close()
-		part.abort()
+		end(nil)
 	}) && s.work(func() {
 		_ = wire.ReadReply(part, nil) // it has ended, or nobody knows any more
 		mux.Close()
 	})
 	if !watching {
 		mux.Close()
-		part.abort()
+		end(nil)
 		return nil, s.closedError()
 	}
 	s.dialer.mux = mux
