@@ -6,12 +6,14 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -334,4 +336,33 @@ func TestTheSSHCommandOpensASessionAndEndsWithItsCode(t *testing.T) {
 	_, file, _ := strings.Cut(strings.TrimSpace(line), "-F ")
 	file, _, _ = strings.Cut(file, " ")
 	require.NoFileExists(t, file)
+}
+
+func TestWhatComesOverSSHIsToldAndCanBeRefused(t *testing.T) {
+	var mu sync.Mutex
+	var told []string
+	s := newSession(t, newHost(t, sandbox.HostOptions{}), sandbox.Options{Visited: func(c sandbox.Command) (func(sandbox.Exit, error), error) {
+		name := c.Shell + strings.Join(c.Argv, " ")
+		if strings.Contains(name, "forbidden") {
+			return nil, errors.New("not this one")
+		}
+		return func(exit sandbox.Exit, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			told = append(told, fmt.Sprintf("%s -> %d %v", name, exit.Code, err))
+		}, nil
+	}})
+	c, err := s.SSH(t.Context(), sandbox.SSHOptions{})
+	require.NoError(t, err)
+	require.Error(t, client(t, c, "ssh", sandbox.SSHName, "exit 3").Run())
+	out, err := client(t, c, "ssh", sandbox.SSHName, "echo forbidden").CombinedOutput()
+	require.Error(t, err)
+	require.Equal(t, "gondolin: not this one\n", string(out))
+	batch := client(t, c, "sftp", "-b", "-", sandbox.SSHName)
+	batch.Stdin = strings.NewReader("ls /\n")
+	output(t, batch)
+	require.NoError(t, c.Close())
+	mu.Lock()
+	defer mu.Unlock()
+	require.Equal(t, []string{"exit 3 -> 3 <nil>", "sftp -> 0 <nil>"}, told)
 }

@@ -68,12 +68,9 @@ func (v *visitor) start(st *yamux.Stream, req *wire.Request, closed <-chan struc
 	}
 	s := v.session
 	cmd := commandOf(&m)
-	ended := func(Exit, error) {}
-	if s.opts.Visited != nil {
-		var err error
-		if ended, err = s.opts.Visited(cmd); err != nil {
-			return err
-		}
+	ended, err := s.visited(cmd)
+	if err != nil {
+		return err
 	}
 	if m.Detach {
 		job, err := s.StartJob(v.ctx, cmd)
@@ -99,6 +96,14 @@ func (v *visitor) start(st *yamux.Stream, req *wire.Request, closed <-chan struc
 	exit, err := v.watched(st, p, out, wire.Started{ID: p.id}, closed, cancel)
 	ended(exit, err)
 	return nil
+}
+
+// visited tells Options.Visited of a command.
+func (s *Session) visited(cmd Command) (ended func(Exit, error), err error) {
+	if s.opts.Visited == nil {
+		return func(Exit, error) {}, nil
+	}
+	return s.opts.Visited(cmd)
 }
 
 // rejoin watches a process for the program that another has left.

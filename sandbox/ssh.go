@@ -226,17 +226,30 @@ func (m sshMachine) Start(ctx context.Context, c sshd.Command) (sshd.Process, er
 	if c.TTY != nil {
 		cmd.TTY = &TTYSize{Rows: c.TTY.Rows, Cols: c.TTY.Cols}
 	}
-	p, err := m.s.Start(ctx, cmd)
+	told := cmd
+	if c.SFTP {
+		told.Argv = []string{"sftp"}
+	}
+	ended, err := m.s.visited(told)
 	if err != nil {
 		return nil, err
 	}
-	return sshProcess{p}, nil
+	p, err := m.s.Start(ctx, cmd)
+	if err != nil {
+		ended(Exit{}, err)
+		return nil, err
+	}
+	return sshProcess{p, ended}, nil
 }
 
-type sshProcess struct{ *Process }
+type sshProcess struct {
+	*Process
+	ended func(Exit, error)
+}
 
 func (p sshProcess) Wait() (sshd.Exit, error) {
 	exit, err := p.Process.Wait()
+	p.ended(exit, err)
 	return sshd.Exit{Code: exit.Code, Signal: strings.TrimPrefix(exit.Signal, "SIG")}, err
 }
 

@@ -53,8 +53,8 @@ type Options struct {
 	Denials  *DenialLog        // where Mounts note what they refuse; default: a new one
 	Network  *Network          // what the guest may reach; nil: nothing
 
-	// Visited is told of each command that an attached program is about to start (see
-	// Attach); an error refuses it. The function that it returns is called when the
+	// Visited is told of each command that an attached program (see Attach) or a client of SSH
+	// is about to start, of an SFTP server as sftp; an error refuses it. The function that it returns is called when the
 	// command has ended or was left running. Nil: nobody is told.
 	Visited func(Command) (ended func(Exit, error), err error)
 }
