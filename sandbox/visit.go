@@ -262,9 +262,25 @@ func (v *visitor) describe(st *yamux.Stream, req *wire.Request) error {
 		d.Console = s.vm.ConsoleTail(min(m.Console, 1000))
 	}
 	if m.Denials {
-		d.Denials = s.Denials(time.Time{})
+		d.Denials = latest(s.Denials(time.Time{}), maxDescribed)
 	}
 	return wire.SendReply(st, d, nil)
+}
+
+// maxDescribed bounds the texts of the refusals in a description, which is one message. The guest
+// makes them as long as paths are.
+const maxDescribed = wire.MaxMessage / 2
+
+// latest are the last of some refusals, whose texts are most bytes together.
+func latest(list []Denial, most int) []Denial {
+	for i := len(list) - 1; i >= 0; i-- {
+		d := &list[i]
+		const rest = 128 // of the encoding
+		if most -= len(d.Kind) + len(d.What) + len(d.Path) + len(d.Rule) + len(d.Reason) + len(d.Remedy) + rest; most < 0 {
+			return list[i+1:]
+		}
+	}
+	return list
 }
 
 func (v *visitor) end(st *yamux.Stream, req *wire.Request) error {
