@@ -157,5 +157,13 @@ func copyOut(ctx context.Context, s *sandbox.Attached, from, to string, stdout i
 	if err := s.CopyOut(ctx, from, young, 0); err != nil {
 		return err
 	}
-	return os.Rename(filepath.Join(young, path.Base(from)), to)
+	source := young // all of a machine's root
+	if path.Clean(from) != "/" {
+		made, err := os.ReadDir(young) // under its name, which . and .. do not tell
+		if err != nil || len(made) != 1 {
+			return errors.Join(fmt.Errorf("%s:%s did not arrive", s.ID(), from), err)
+		}
+		source = filepath.Join(young, made[0].Name())
+	}
+	return os.Rename(source, to)
 }

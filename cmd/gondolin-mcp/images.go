@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"runtime/debug"
 	"strings"
 	"text/tabwriter"
@@ -341,8 +343,17 @@ func printGC(out io.Writer, report images.GCReport, dry, asJSON bool) error {
 }
 
 func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	// It leaves some controls of terminals as they are; they are in strings only.
+	text := steering.ReplaceAllStringFunc(b.String(), func(c string) string { return fmt.Sprintf(`\u%04x`, []rune(c)[0]) })
+	_, err := io.WriteString(w, text)
+	return err
 }
+
+var steering = regexp.MustCompile(`[\x{7f}-\x{9f}]`)

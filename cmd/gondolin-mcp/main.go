@@ -6,6 +6,7 @@
 //	gondolin-mcp shell            open a shell in one
 //	gondolin-mcp list, inspect, logs, attach, exec, cp, kill
 //	                              what is done with sessions of any of these processes
+//	gondolin-mcp snapshot …       list, show and remove snapshots
 //	gondolin-mcp gc               remove what nobody needs any more
 //	gondolin-mcp images …         build and look after guest images
 //	gondolin-mcp config …         show, check and explain the configuration
@@ -120,7 +121,12 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 	if errors.As(err, &code) && code.error == nil {
 		return code.code
 	}
-	fmt.Fprintf(stderr, "gondolin-mcp: %s\n", strings.ReplaceAll(err.Error(), "\n", "\n  "))
+	// Names of files and messages of a guest may be in it.
+	lines := strings.Split(strings.ReplaceAll(err.Error(), "\t", "  "), "\n")
+	for i, line := range lines {
+		lines[i] = harmless(line)
+	}
+	fmt.Fprintf(stderr, "gondolin-mcp: %s\n", strings.Join(lines, "\n  "))
 	var usage usageError
 	var config *configs.Error
 	if errors.As(err, &usage) || errors.As(err, &config) {

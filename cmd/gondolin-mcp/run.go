@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,7 +101,12 @@ gondolin-mcp ssh does.` + exitCodesHelp,
 				return a.join(cmd, args[0], &f, nil, true, "")
 			}
 			if ssh, _ := cmd.Flags().GetBool("ssh"); ssh {
-				return a.ssh(cmd, nil, false)
+				for _, flag := range []string{"cwd", "tty"} {
+					if cmd.Flags().Changed(flag) {
+						return usageError{named(cmd, fmt.Errorf("--%s does not go with --ssh: leave one of them out", flag))}
+					}
+				}
+				return a.ssh(cmd, nil, false, name)
 			}
 			return a.runOnce(cmd, &f, name, nil, true)
 		},
@@ -141,24 +147,13 @@ func (a *app) runOnce(cmd *cobra.Command, f *commandFlags, name string, args []s
 	if err != nil {
 		return err
 	}
-	quietly(config)
-	log, closeLog, err := newLogger(config, cmd.ErrOrStderr())
+	s, end, err := sessionFor(cmd, config, name)
 	if err != nil {
-		return codeError{err, exitNotRun}
+		return err
 	}
-	defer closeLog()
-	boxes := newSandboxes(cmd.Context(), config, log)
-	defer boxes.close()
-	boxes.program, boxes.once = cmd.Name(), true
-	boxes.images.build = buildShown(cmd.ErrOrStderr())
-	boxes.pruneRecords()
-	s, err := boxes.create(cmd.Context(), tools.SessionOptions{Label: name})
-	if err != nil {
-		if cmd.Context().Err() != nil {
-			return codeError{code: exitInterrupted}
-		}
-		return codeError{err, exitNotRun}
-	}
+	defer end()
+	var watched sync.WaitGroup
+	defer watched.Wait()
 	front.start = func(ctx context.Context, c sandbox.Command) (*sandbox.Process, error) {
 		ended, err := s.record.follow(c)
 		if err != nil {
@@ -169,12 +164,40 @@ func (a *app) runOnce(cmd *cobra.Command, f *commandFlags, name string, args []s
 			ended(sandbox.Exit{}, err)
 			return nil, err
 		}
-		boxes.workers.Go(func() { ended(p.Wait()) })
+		watched.Go(func() { ended(p.Wait()) })
 		return p, nil
 	}
 	err = front.run(cmd.Context(), command)
 	tellDenials(cmd.ErrOrStderr(), s.Denials(time.Time{}))
 	return errors.Join(err, s.closeFor("the command ended"))
+}
+
+// sessionFor makes a session for one command; end ends it and all that was opened for it.
+func sessionFor(cmd *cobra.Command, config *configs.Config, name string) (_ *session, end func(), err error) {
+	quietly(config)
+	log, closeLog, err := newLogger(config, cmd.ErrOrStderr())
+	if err != nil {
+		return nil, nil, codeError{err, exitNotRun}
+	}
+	boxes := newSandboxes(cmd.Context(), config, log)
+	boxes.program, boxes.once = cmd.Name(), true
+	boxes.images.build = buildShown(cmd.ErrOrStderr())
+	end = func() {
+		boxes.close()
+		closeLog()
+	}
+	boxes.pruneRecords()
+	s, err := boxes.create(cmd.Context(), tools.SessionOptions{Label: name})
+	switch {
+	case err == nil:
+		return s, end, nil
+	case cmd.Context().Err() != nil:
+		err = codeError{code: exitInterrupted}
+	default:
+		err = codeError{err, exitNotRun}
+	}
+	end()
+	return nil, nil, err
 }
 
 // quietly leaves out of the log what a server tells, unless a level was chosen.

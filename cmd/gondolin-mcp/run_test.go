@@ -34,3 +34,14 @@ func runCommand(t *testing.T, args ...string) (out, errOut string, err error) {
 func verifyWith(roots *x509.CertPool) x509.VerifyOptions {
 	return x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
 }
+
+// Names of files and labels may be a guest's.
+func TestNeitherErrorsNorJSONSteerTheTerminal(t *testing.T) {
+	var b bytes.Buffer
+	require.Equal(t, exitUsage, run(t.Context(), []string{"config", "show", "--config", "/no/\x1b]0;x\x07\u009bm"}, &b))
+	require.NotContains(t, b.String(), "\x1b")
+	require.NotContains(t, b.String(), "\u009b")
+	b.Reset()
+	require.NoError(t, printJSON(&b, map[string]string{"a": "\x1b\u009b\x7fé"}))
+	require.Equal(t, "{\n  \"a\": \"\\u001b\\u009b\\u007fé\"\n}\n", b.String())
+}

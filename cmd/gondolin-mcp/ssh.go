@@ -7,30 +7,31 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/gondolin-go/gondolin/sandbox"
-	"github.com/gondolin-go/gondolin/tools"
 )
 
 func (a *app) newSSHCommand() *cobra.Command {
-	show := false
+	show, name := false, ""
 	cmd := a.withFlags(&cobra.Command{
 		Use: "ssh [flags] [-- COMMAND...]", Short: "Open a session over SSH",
 		Long: `Make a session and open it with this computer's ssh: a shell, or a command whose
 exit code becomes that of gondolin-mcp. When that ends, so does the session. With --print
 nothing is run: the command to paste is printed, for ssh, scp, rsync and editors, and the session
 lives until gondolin-mcp is interrupted. --ssh-forward lets clients reach ports of the
-machine's loopback, which editors need.`,
+machine's loopback, which editors need.` + exitCodesHelp,
 		Args: cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error { return a.ssh(cmd, args, show) },
+		RunE: func(cmd *cobra.Command, args []string) error { return a.ssh(cmd, args, show, name) },
 	})
 	cmd.Flags().BoolVar(&show, "print", false, "print the command and wait")
+	cmd.Flags().StringVar(&name, "name", "", "`name` of the session in lists and for attach")
 	return cmd
 }
 
-func (a *app) ssh(cmd *cobra.Command, args []string, show bool) error {
+func (a *app) ssh(cmd *cobra.Command, args []string, show bool, name string) error {
 	ctx := cmd.Context()
 	client, err := exec.LookPath("ssh")
 	switch {
@@ -43,23 +44,12 @@ func (a *app) ssh(cmd *cobra.Command, args []string, show bool) error {
 	if err != nil {
 		return err
 	}
-	if origin := config.Origins()["log.level"]; origin.Kind == "" || origin.Kind == "default" {
-		config.Log.Level = "warn" // a person reads the terminal
-	}
-	log, closeLog, err := newLogger(config, cmd.ErrOrStderr())
+	config.SSH.Enabled = false // this one is opened below
+	s, end, err := sessionFor(cmd, config, firstOf(name, "ssh"))
 	if err != nil {
 		return err
 	}
-	defer closeLog()
-	config.SSH.Enabled = false // this one is opened below
-	boxes := newSandboxes(ctx, config, log)
-	boxes.program, boxes.once = cmd.Name(), true
-	defer boxes.close()
-	made, err := boxes.Create(ctx, tools.SessionOptions{Label: "ssh"})
-	if err != nil {
-		return codeError{err, exitNotRun}
-	}
-	s := made.(*session)
+	defer end()
 	way, err := s.SSH(ctx, sandbox.SSHOptions{Forward: config.SSH.Forward})
 	if err != nil {
 		return codeError{err, exitNotRun}
@@ -73,7 +63,9 @@ func (a *app) ssh(cmd *cobra.Command, args []string, show bool) error {
 			return codeError{fmt.Errorf("session %s ended: %s", s.ID(), s.Info().Reason), exitNotRun}
 		}
 	}
-	return runSSH(ctx, client, append(way.Argv("ssh")[1:], append([]string{sandbox.SSHName}, args...)...), cmd)
+	err = runSSH(ctx, client, append(way.Argv("ssh")[1:], append([]string{sandbox.SSHName}, args...)...), cmd)
+	tellDenials(cmd.ErrOrStderr(), s.Denials(time.Time{}))
+	return err
 }
 
 // runSSH runs the client on this program's terminal. Its interrupts are the client's: it hands
