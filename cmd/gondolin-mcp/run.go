@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -100,7 +101,8 @@ gondolin-mcp ssh does.` + exitCodesHelp,
 				}
 				return a.join(cmd, args[0], &f, nil, true, "")
 			}
-			if ssh, _ := cmd.Flags().GetBool("ssh"); ssh {
+			// Flags of the configuration are texts.
+			if ssh, _ := strconv.ParseBool(cmd.Flags().Lookup("ssh").Value.String()); ssh {
 				for _, flag := range []string{"cwd", "tty"} {
 					if cmd.Flags().Changed(flag) {
 						return usageError{named(cmd, fmt.Errorf("--%s does not go with --ssh: leave one of them out", flag))}
