@@ -20,6 +20,7 @@ const (
 	maxVisitors    = 32  // programs at once
 	maxRequests    = 256 // requests of one program at once
 	greetTimeout   = 5 * time.Second
+	acceptPause    = time.Second      // after a connection that could not be taken
 	requestTimeout = 10 * time.Second // from the opening of a stream to its request
 	replyTimeout   = 5 * time.Second  // for a program to read a reply when the session ends
 )
@@ -59,8 +60,13 @@ func (s *Session) receive(l *net.UnixListener) {
 			}
 			return
 		case err != nil:
-			s.log.Error("the session cannot be attached to any more", "err", err)
-			return
+			// Such as too many open files: that passes.
+			s.log.Warn("a program could not attach", "err", err)
+			select {
+			case <-time.After(acceptPause):
+			case <-s.life.Done():
+			}
+			continue
 		}
 		select {
 		case slots <- struct{}{}:

@@ -133,8 +133,9 @@ func (a *app) join(cmd *cobra.Command, name string, f *commandFlags, args []stri
 		return p, err
 	}
 	err = front.run(cmd.Context(), command)
-	if p != nil && front.goesOn && !front.detached {
-		_ = s.Release(cmd.Context(), p.ID()) // it was kept for coming back to it
+	if p != nil && process == "" && front.goesOn && !front.detached {
+		// It was kept for coming back to it. One that was taken up may be an agent's, who asks for its output.
+		_ = s.Release(cmd.Context(), p.ID())
 	}
 	return err
 }

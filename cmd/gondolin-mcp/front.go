@@ -50,11 +50,15 @@ func (f *front) wantTerminal(cmd *cobra.Command, asked, person bool) error {
 
 // run runs the command to its end. Its exit code is a codeError, and so is a failure of ours.
 func (f *front) run(ctx context.Context, cmd sandbox.Command) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
+	if f.tty == nil { // a terminal must be given back first
+		// As in main, the second one ends the program at once.
+		defer context.AfterFunc(ctx, func() { signal.Stop(signals) })()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	// What is typed after the command's end is for whoever reads here next.
 	in, err := wakeable(f.in)
 	if err != nil {

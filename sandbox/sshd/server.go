@@ -21,6 +21,7 @@ const (
 	maxConns    = 32
 	maxChannels = 64 // of one connection
 	loginTime   = 20 * time.Second
+	acceptPause = time.Second // after a connection that could not be taken
 )
 
 // Machine is where commands run.
@@ -82,7 +83,14 @@ func (s *Server) Serve() error {
 			if errors.Is(err, net.ErrClosed) {
 				return nil
 			}
-			return err
+			// Such as too many open files: that passes.
+			s.opts.Logger.Warn("a connection for SSH could not be taken", "err", err)
+			select {
+			case <-time.After(acceptPause):
+				continue
+			case <-s.life.Done():
+				return err
+			}
 		}
 		s.mu.Lock()
 		if s.closed {

@@ -233,3 +233,35 @@ func TestCloseEndsCommands(t *testing.T) {
 	require.NoError(t, server.Close())
 	require.Error(t, s.Wait())
 }
+
+// full is a listener in a process that has no descriptor left, once.
+type full struct {
+	net.Listener
+	was bool
+}
+
+func (f *full) Accept() (net.Conn, error) {
+	if !f.was {
+		f.was = true
+		return nil, unix.EMFILE
+	}
+	return f.Listener.Accept()
+}
+
+func TestAServerOutlivesAConnectionThatCannotBeTaken(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	s := New(t.Context(), &full{Listener: ln}, Options{Host: key(t), Key: key(t).PublicKey(), Machine: &here{}})
+	served := make(chan error, 1)
+	go func() { served <- s.Serve() }()
+	conn, err := net.Dial("tcp", ln.Addr().String())
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
+	banner := make([]byte, 8)
+	_, err = conn.Read(banner)
+	require.NoError(t, err)
+	require.Equal(t, "SSH-2.0-", string(banner))
+	require.NoError(t, s.Close())
+	require.NoError(t, <-served)
+}
