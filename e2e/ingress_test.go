@@ -118,7 +118,8 @@ func TestIngressServesTheGuestsServer(t *testing.T) {
 		require.True(t, lines.Scan())
 		require.Equal(t, "data: one", lines.Text())
 		sh(t, s, "touch /tmp/go-on")
-		require.True(t, lines.Scan() && lines.Scan())
+		require.True(t, lines.Scan(), "the empty line between events")
+		require.True(t, lines.Scan())
 		require.Equal(t, "data: two", lines.Text())
 	})
 	t.Run("WebSockets", func(t *testing.T) {

@@ -51,6 +51,8 @@ type Ingress struct {
 	URL  string // what to open, with the token if it needs one
 	Port uint16 // of the guest; 0: by routes
 	Own  bool   // Expose made it
+	// Secret says that URL holds a token: who knows it gets in, from other computers too.
+	Secret bool
 
 	gateway *ingress.Gateway
 	session *Session
@@ -110,7 +112,7 @@ func (s *Session) Ingress(ctx context.Context, o IngressOptions) (*Ingress, erro
 	if !isLoopback(ln.Addr()) {
 		opts.Token = strings.ToLower(rand.Text())
 	}
-	i := &Ingress{Port: o.Port, Own: o.own, gateway: ingress.New(s.life, ln, opts), session: s}
+	i := &Ingress{Port: o.Port, Own: o.own, Secret: opts.Token != "", gateway: ingress.New(s.life, ln, opts), session: s}
 	i.URL = i.gateway.URL()
 	s.exposed.mu.Lock()
 	full := len(s.exposed.list) >= maxExposed

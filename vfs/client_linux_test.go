@@ -15,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/gondolin-go/gondolin/guest/fsport"
 )
@@ -263,3 +264,11 @@ type countedDir struct {
 }
 
 func (d *countedDir) Close() error { d.c.drop(&d.c.dirs); return d.Dir.Close() }
+
+// socketPair returns a connection and the blocking descriptor of its other end.
+func socketPair(t *testing.T) (*blocking, int) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	t.Cleanup(func() { _, _ = unix.Close(fds[0]), unix.Close(fds[1]) })
+	return &blocking{fds[0]}, fds[1]
+}

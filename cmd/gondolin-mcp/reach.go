@@ -44,10 +44,14 @@ func (s *session) Expose(ctx context.Context, port int) (tools.Exposed, bool, er
 	return tools.Exposed{Port: port, URL: i.URL}, i.Answers(ctx), nil
 }
 
-// Exposed are those of ingress.listen too.
+// Exposed are those of ingress.listen too, but for those beyond the loopback: their URLs hold
+// tokens that are the operator's to give away.
 func (s *session) Exposed() []tools.Exposed {
 	var list []tools.Exposed
 	for _, i := range s.Session.Exposed() {
+		if i.Secret {
+			continue
+		}
 		list = append(list, tools.Exposed{Port: int(i.Port), URL: i.URL})
 	}
 	return list
