@@ -1,7 +1,7 @@
 // Command bench measures what gondolin promises and prints a table beside the
 // figures to beat, and JSON lines (name, unit, median, min, max, n) to a file.
 //
-//	go run ./e2e/bench [--json FILE] [--only SUBSTRING] [--image NAME] [--program PATH]
+//	go run ./e2e/bench [--json FILE] [--part NAME[,NAME]] [--only SUBSTRING] [--image NAME] [--program PATH]
 //
 // It measures through the library, on the default image, with the accelerator
 // that sessions get on this machine.
@@ -26,14 +26,42 @@ import (
 
 func main() {
 	jsonFile := flag.String("json", "", "file for the JSON lines")
+	part := flag.String("part", "", "measure only these parts, separated by commas: "+strings.Join(partNames(), ", "))
 	only := flag.String("only", "", "measure only rows whose name holds this")
 	name := flag.String("image", "default", "image to measure with")
 	program := flag.String("program", "bin/gondolin-mcp", "the program, for what its users wait for")
 	flag.Parse()
-	if err := run(context.Background(), *jsonFile, *only, *name, *program); err != nil {
+	chosen := partNames()
+	if *part != "" {
+		chosen = strings.Split(*part, ",")
+		for _, p := range chosen {
+			if !slices.Contains(partNames(), p) {
+				fmt.Fprintf(os.Stderr, "bench: no part %q; there are %s\n", p, strings.Join(partNames(), ", "))
+				os.Exit(2)
+			}
+		}
+	}
+	if err := run(context.Background(), *jsonFile, chosen, *only, *name, *program); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// parts are what can be measured by itself, each with its set-up.
+var parts = []struct {
+	name    string
+	measure func(*bench, context.Context) error
+}{
+	{"running", (*bench).running}, {"attaching", (*bench).attaching}, {"reached", (*bench).reached}, {"creating", (*bench).creating},
+	{"files", (*bench).files}, {"network", (*bench).network}, {"idle", (*bench).idle},
+}
+
+func partNames() []string {
+	names := make([]string, len(parts))
+	for i, p := range parts {
+		names[i] = p.name
+	}
+	return names
 }
 
 // row is one figure. The bar and the original's figure are of the same unit;
@@ -92,7 +120,7 @@ func (b *bench) measure(r row, n int, sample func() (float64, error)) error {
 	return nil
 }
 
-func run(ctx context.Context, jsonFile, only, name, program string) error {
+func run(ctx context.Context, jsonFile string, chosen []string, only, name, program string) error {
 	store, err := images.OpenStore(filepath.Join(xdg.CacheHome, "gondolin", "images"))
 	if err != nil {
 		return err
@@ -114,8 +142,11 @@ func run(ctx context.Context, jsonFile, only, name, program string) error {
 	b := &bench{host: host, dir: dir, program: program, only: only, image: sandbox.Image{
 		ID: img.ID(), Kernel: img.Path(images.KernelFile), Modules: img.Path(images.ModulesFile), RootDisk: img.Path(images.RootFile),
 	}}
-	for _, part := range []func(context.Context) error{b.running, b.attaching, b.reached, b.creating, b.files, b.network, b.idle} {
-		if err := part(ctx); err != nil {
+	for _, part := range parts {
+		if !slices.Contains(chosen, part.name) {
+			continue
+		}
+		if err := part.measure(b, ctx); err != nil {
 			return err
 		}
 	}
