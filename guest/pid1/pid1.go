@@ -15,14 +15,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/gondolin-go/gondolin/guest/wire"
+	"github.com/gondolin-go/gondolin/guest/port"
 )
 
 // Paths in the initramfs.
@@ -77,8 +76,7 @@ func run() error {
 // translation a sleeping processor is a sleeping thread of the host: a request to a mount, which
 // wakes three processes in turn, took up to five times as long. A kernel without the knob goes without.
 func stayNear() {
-	line, err := os.ReadFile("/proc/cmdline")
-	if err != nil || !slices.Contains(strings.Fields(string(line)), wire.CmdlineNear) {
+	if !port.Near() {
 		return
 	}
 	const debugfs = "/sys/kernel/debug"
