@@ -106,7 +106,7 @@ func openEmpty(ctx context.Context, dir string, mib int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	// No journal: the disk dies with the session. The kernel zeroes inode tables when it needs them.
+	// No journal: the disk dies with the session. The inode tables are zeros already, and the guest does not write them again.
 	cmd := exec.CommandContext(ctx, mke2fs, "-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal,^resize_inode",
 		"-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", temp.Name())
 	var out bytes.Buffer
