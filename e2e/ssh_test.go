@@ -94,15 +94,25 @@ func TestSSHGivesAShellWithATerminalThatCanBeResized(t *testing.T) {
 			seen <- string(buf[:n])
 		}
 	}()
-	expect := func(want string) {
+	// expect waits for strings, one behind the other.
+	expect := func(want ...string) {
 		t.Helper()
 		var all strings.Builder
-		for deadline := time.After(30 * time.Second); !strings.Contains(all.String(), want); {
+		there := func() bool {
+			rest, found := all.String(), true
+			for _, w := range want {
+				if _, rest, found = strings.Cut(rest, w); !found {
+					return false
+				}
+			}
+			return true
+		}
+		for deadline := time.After(30 * time.Second); !there(); {
 			select {
 			case s := <-seen:
 				all.WriteString(s)
 			case <-deadline:
-				require.FailNow(t, "did not see "+want, all.String())
+				require.FailNow(t, "did not see "+strings.Join(want, " and then "), all.String())
 			}
 		}
 	}
@@ -110,23 +120,20 @@ func TestSSHGivesAShellWithATerminalThatCanBeResized(t *testing.T) {
 		_, err := tty.WriteString(s)
 		require.NoError(t, err)
 	}
+	const prompt = "\x1b[?2004h" // bash asks for bracketed paste as it begins to read a line
 	write("echo size=$(stty size) login=$(shopt -q login_shell && echo yes)\n")
-	expect("size=33 101 login=yes")
+	expect("size=33 101 login=yes", prompt)
 	require.NoError(t, pty.Setsize(tty, &pty.Winsize{Rows: 44, Cols: 155}))
-	eventually(t, 20*time.Second, "the new size", func() bool {
-		write("echo now=$(stty size)\n")
-		select {
-		case s := <-seen:
-			return strings.Contains(s, "now=44 155")
-		case <-time.After(time.Second):
-			return false
-		}
-	})
-	write("sleep 1000\n\x03")
-	// Ahead of a prompt a terminal may forget what is typed first: that is an empty line.
-	write("\n\necho after=$((40+2))\n")
-	expect("after=42")
-	write("\n\nexit 5\n")
+	// One line at a time: a terminal forgets what was typed ahead of an interrupt, and half of a line then stands.
+	write("until [ \"$(stty size)\" = '44 155' ]; do sleep 0.05; done; echo resized=$((1+1))\n")
+	expect("resized=2", prompt)
+	write("echo begun=$((1+1)); sleep 1000\n")
+	expect("begun=2")
+	write("\x03")
+	expect("^C", prompt)
+	write("echo after=$((40+2))\n")
+	expect("after=42", prompt)
+	write("exit 5\n")
 	go func() {
 		for range seen {
 		}
