@@ -79,12 +79,14 @@ func spawn(req *wire.Start, groups *cgroups) (*process, *wire.Error) {
 		attached: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	groups.own(group, p)
+	pidfd := -1
 	p.handle, err = os.StartProcess(path, argv, &os.ProcAttr{
 		Dir: dir, Env: env, Files: fs.child[:],
 		Sys: &syscall.SysProcAttr{
 			Setsid: true, Setctty: p.tty,
 			Credential:  &syscall.Credential{Uid: acc.uid, Gid: acc.gid, Groups: acc.groups},
 			UseCgroupFD: true, CgroupFD: int(group.dir.Fd()),
+			PidFD: &pidfd,
 		},
 	})
 	if err != nil {
@@ -95,7 +97,7 @@ func spawn(req *wire.Start, groups *cgroups) (*process, *wire.Error) {
 	for _, f := range fs.closes {
 		f.Close()
 	}
-	go p.watch(fs.pumps)
+	go p.watch(fs.pumps, pidfd)
 	if req.TimeoutMS > 0 {
 		timer := time.AfterFunc(time.Duration(req.TimeoutMS)*time.Millisecond, func() {
 			p.mu.Lock()
@@ -137,13 +139,37 @@ func label(argv []string, shell string) string {
 	return s
 }
 
+// awaitEnd returns when the process that pidfd refers to has ended, and closes pidfd. It waits
+// in the poller and not in the kernel; see port.Polled.
+func awaitEnd(pidfd int) {
+	if pidfd < 0 {
+		return // then the wait for its status waits for its end too
+	}
+	if unix.SetNonblock(pidfd, true) != nil {
+		unix.Close(pidfd)
+		return
+	}
+	f := os.NewFile(uintptr(pidfd), "pidfd")
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Read(func(fd uintptr) bool {
+		ended := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} // pidfd_open(2)
+		n, err := unix.Poll(ended, 0)
+		return n > 0 || err != nil && err != unix.EINTR
+	})
+}
+
 // watch waits for the process and its output and sets exit.
-func (p *process) watch(pumps []pumpFrom) {
+func (p *process) watch(pumps []pumpFrom, pidfd int) {
 	var drained sync.WaitGroup
 	for _, from := range pumps {
 		drained.Add(1)
 		go p.pump(from, sync.OnceFunc(drained.Done))
 	}
+	awaitEnd(pidfd)
 	state, err := p.handle.Wait()
 	p.mu.Lock()
 	p.ended = true

@@ -4,6 +4,7 @@ package sandboxd
 
 import (
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -48,4 +49,26 @@ func TestKernelFileThatChangedIsNotWritten(t *testing.T) {
 	b, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.Equal(t, "old", string(b), "it was not emptied before the digest was compared")
+}
+
+func TestTheEndOfAProcessIsNotSeenBeforeItEnds(t *testing.T) {
+	hold, release, err := os.Pipe()
+	require.NoError(t, err)
+	defer hold.Close()
+	pidfd := -1
+	p, err := os.StartProcess("/bin/cat", []string{"cat"}, &os.ProcAttr{Files: []*os.File{hold, os.Stdout, os.Stderr}, Sys: &syscall.SysProcAttr{PidFD: &pidfd}})
+	require.NoError(t, err)
+	ended := make(chan struct{})
+	go func() { defer close(ended); awaitEnd(pidfd) }()
+	select {
+	case <-ended:
+		t.Error("it still waits for its input")
+	case <-time.After(100 * time.Millisecond):
+	}
+	require.NoError(t, release.Close())
+	<-ended
+	state, err := p.Wait()
+	require.NoError(t, err)
+	require.True(t, state.Exited())
+	require.ErrorIs(t, unix.Close(pidfd), unix.EBADF, "the handle was given back")
 }

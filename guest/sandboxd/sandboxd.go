@@ -59,11 +59,12 @@ type agent struct {
 func run(ctx context.Context, version string) error {
 	// Its name for ps; it would be that of /proc/self/exe.
 	_ = os.WriteFile("/proc/self/comm", []byte("sandboxd"), 0)
+	port.Calm()
 	readonly, err := prepare(ctx)
 	if err != nil {
 		return err
 	}
-	control, err := port.Wait(wire.PortControl)
+	control, err := port.WaitPolled(wire.PortControl)
 	if err != nil {
 		return err
 	}
@@ -108,7 +109,7 @@ func (a *agent) apply(h *wire.Hello) error {
 }
 
 // serve answers requests until the host closes the port.
-func (a *agent) serve(ctx context.Context, control *port.Port) error {
+func (a *agent) serve(ctx context.Context, control port.Polled) error {
 	mux, err := wire.Server(control)
 	if err != nil {
 		return err
