@@ -25,22 +25,24 @@ func TestForkWhileMuchGoesInAndOut(t *testing.T) {
 	var busy sync.WaitGroup
 	defer busy.Wait()
 	defer stop()
+	var in, out flowed
 	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<18)
 	busy.Go(func() {
 		for ctx.Err() == nil {
-			if _, err := s.WriteFile(ctx, "/dev/shm/in", bytes.NewReader(data), sandbox.WriteOptions{}); err != nil && ctx.Err() == nil {
+			if _, err := s.WriteFile(ctx, "/dev/shm/in", io.TeeReader(bytes.NewReader(data), &in), sandbox.WriteOptions{}); err != nil && ctx.Err() == nil {
 				t.Errorf("writing: %v", err)
 				return
 			}
 		}
 	})
 	busy.Go(func() {
-		if _, err := s.Run(ctx, sandbox.Command{Shell: "exec cat /dev/zero", Stdout: io.Discard}); ctx.Err() == nil {
+		if _, err := s.Run(ctx, sandbox.Command{Shell: "exec cat /dev/zero", Stdout: &out}); ctx.Err() == nil {
 			t.Errorf("reading: %v", err)
 		}
 	})
 	for range 3 {
-		time.Sleep(300 * time.Millisecond) // into the middle of it
+		wasIn, wasOut := in.Load(), out.Load()
+		eventually(t, time.Minute, "more goes in and out", func() bool { return in.Load() > wasIn && out.Load() > wasOut })
 		for _, c := range fork(t, s, 1) {
 			sum, err := c.WriteFile(t.Context(), "/dev/shm/copy", bytes.NewReader(data), sandbox.WriteOptions{})
 			require.NoError(t, err)
@@ -49,6 +51,14 @@ func TestForkWhileMuchGoesInAndOut(t *testing.T) {
 			require.NoError(t, c.Close())
 		}
 	}
+}
+
+// flowed counts what is written to it.
+type flowed struct{ atomic.Int64 }
+
+func (c *flowed) Write(b []byte) (int, error) {
+	c.Add(int64(len(b)))
+	return len(b), nil
 }
 
 // A command that is started at the moment of a fork waits for its end, and runs once.

@@ -3,6 +3,7 @@ package netguard
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"runtime/debug"
 	"slices"
@@ -252,11 +253,7 @@ func (c *sshConn) refuseFeature(what string) {
 func (c *sshConn) open() []*sshChannel {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := make([]*sshChannel, 0, len(c.channels))
-	for ch := range c.channels {
-		out = append(out, ch)
-	}
-	return out
+	return slices.Collect(maps.Keys(c.channels))
 }
 
 // event is the beginning of an entry for the record.

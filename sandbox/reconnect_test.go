@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,13 +32,14 @@ func TestLostConnectionLosesNoProcessAndNoOutput(t *testing.T) {
 	}})
 	require.NoError(t, err)
 
-	var out bytes.Buffer
+	var out progress
 	p, err := s.Start(t.Context(), Command{Shell: "for i in $(seq 200); do seq 1000; sleep 0.01; done", Stdout: &out})
 	require.NoError(t, err)
 	job, err := s.StartJob(t.Context(), Command{Shell: "sleep 1; echo done"})
 	require.NoError(t, err)
 	for range 4 {
-		time.Sleep(400 * time.Millisecond) // output flows; the moment does not matter
+		before := out.len()
+		require.Eventually(t, func() bool { return out.len() > before }, 20*time.Second, time.Millisecond, "output flows")
 		s.mu.Lock()
 		mux := s.mux
 		s.mu.Unlock()
@@ -52,10 +54,28 @@ func TestLostConnectionLosesNoProcessAndNoOutput(t *testing.T) {
 	var once bytes.Buffer
 	_, err = s.Run(t.Context(), Command{Shell: "seq 1000", Stdout: &once})
 	require.NoError(t, err)
-	require.True(t, bytes.Equal(bytes.Repeat(once.Bytes(), 200), out.Bytes()), "every byte once and in order")
+	require.True(t, bytes.Equal(bytes.Repeat(once.Bytes(), 200), out.buf.Bytes()), "every byte once and in order")
 	chunk, err := s.Output(t.Context(), job.ID, 0, 100, 10*time.Second)
 	require.NoError(t, err)
 	require.Equal(t, "done\n", string(chunk.Data))
+}
+
+// progress is output that can be watched while it comes.
+type progress struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (p *progress) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.buf.Write(b)
+}
+
+func (p *progress) len() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.buf.Len()
 }
 
 func answer(t *testing.T, s *Session) string {

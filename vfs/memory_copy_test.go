@@ -23,13 +23,7 @@ func TestCopiedMemoryHasTheSameFilesAndSharesNone(t *testing.T) {
 	_, err = root.Symlink(ctx, "link", "dir/file")
 	require.NoError(t, err)
 
-	copied, ok := CopyMemory(root)
-	require.True(t, ok)
-	was, err := root.StatFS(ctx)
-	require.NoError(t, err)
-	is, err := copied.StatFS(ctx)
-	require.NoError(t, err)
-	require.Equal(t, was, is, "it counts the same")
+	copied := copyOf(t, root)
 	_, err = open.WriteAt(ctx, []byte("after!"), 0)
 	require.NoError(t, err)
 	require.NoError(t, root.Unlink(ctx, "link"))
@@ -55,7 +49,7 @@ func TestCopiedMemoryHasTheSameFilesAndSharesNone(t *testing.T) {
 	target, err := sym.Readlink(ctx)
 	require.NoError(t, err)
 	require.Equal(t, "dir/file", target)
-	_, ok = CopyMemory(dir)
+	_, ok := CopyMemory(dir)
 	require.False(t, ok, "no root")
 }
 
@@ -70,11 +64,18 @@ func TestCopyOfDeepDirectoriesTakesNoStack(t *testing.T) {
 		require.NoError(t, err)
 		dir = next
 	}
+	copyOf(t, root)
+}
+
+// copyOf copies a tree, and checks that the copy counts the same.
+func copyOf(t *testing.T, root Node) Node {
+	t.Helper()
 	copied, ok := CopyMemory(root)
 	require.True(t, ok)
-	was, err := root.StatFS(ctx)
+	was, err := root.StatFS(t.Context())
 	require.NoError(t, err)
-	is, err := copied.StatFS(ctx)
+	is, err := copied.StatFS(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, was, is)
+	return copied
 }

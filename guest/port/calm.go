@@ -34,18 +34,8 @@ func Calm() {
 	if !Near() {
 		return
 	}
-	tasks, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		return
-	}
-	monitor := 0
-	for _, t := range tasks {
-		if n, err := strconv.Atoi(t.Name()); err == nil && n != os.Getpid() && (monitor == 0 || n < monitor) {
-			monitor = n
-		}
-	}
-	if monitor != 0 {
-		_ = os.WriteFile("/proc/"+strconv.Itoa(monitor)+"/timerslack_ns", []byte(strconv.Itoa(slack)), 0) // proc_pid_timerslack_ns(5)
+	if t := threads(); len(t) > 1 {
+		_ = os.WriteFile("/proc/"+strconv.Itoa(t[1])+"/timerslack_ns", []byte(strconv.Itoa(slack)), 0) // proc_pid_timerslack_ns(5)
 	}
 }
 
@@ -54,10 +44,6 @@ func Calm() {
 // It is called before the program starts goroutines that shall stay there.
 func Settle() {
 	if !Near() {
-		return
-	}
-	tasks, err := os.ReadDir("/proc/self/task")
-	if err != nil {
 		return
 	}
 	var all, last unix.CPUSet
@@ -71,9 +57,23 @@ func Settle() {
 			}
 		}
 	}
-	for _, t := range tasks { // threads that come later inherit it
+	for _, t := range threads() { // those that come later inherit it
+		_ = unix.SchedSetaffinity(t, &last)
+	}
+}
+
+// threads returns the numbers of the program's threads, the main one first.
+func threads() []int {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return nil
+	}
+	var numbers []int
+	for _, t := range tasks {
 		if n, err := strconv.Atoi(t.Name()); err == nil {
-			_ = unix.SchedSetaffinity(n, &last)
+			numbers = append(numbers, n)
 		}
 	}
+	slices.Sort(numbers)
+	return numbers
 }

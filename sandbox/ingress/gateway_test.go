@@ -187,6 +187,17 @@ func TestHooksRefuseInTheirWords(t *testing.T) {
 	assert.Contains(t, string(body), "it was &lt;removed&gt;")
 }
 
+// upgrade asks the gateway for a WebSocket.
+func upgrade(t *testing.T, g *Gateway) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", g.Addr().String())
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close() })
+	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+	require.NoError(t, err)
+	return conn
+}
+
 func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 	begun := make(chan struct{})
 	g := rig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -199,15 +210,11 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 		_, _ = io.Copy(io.Discard, conn)
 		conn.Close()
 	}), nil)
-	conn, err := net.Dial("tcp", g.Addr().String())
-	require.NoError(t, err)
-	defer conn.Close()
-	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-	require.NoError(t, err)
+	conn := upgrade(t, g)
 	<-begun
 	require.NoError(t, g.Close())
 	require.NoError(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
-	_, err = io.Copy(io.Discard, conn)
+	_, err := io.Copy(io.Discard, conn)
 	require.NotErrorIs(t, err, context.DeadlineExceeded)
 }
 
@@ -320,11 +327,7 @@ func TestCloseDoesNotWaitForAClientThatReadsNothing(t *testing.T) {
 		}
 		close(full)
 	}), nil)
-	conn, err := net.Dial("tcp", g.Addr().String())
-	require.NoError(t, err)
-	defer conn.Close()
-	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-	require.NoError(t, err)
+	conn := upgrade(t, g)
 	<-full
 	closed := make(chan error, 1)
 	go func() { closed <- g.Close() }()

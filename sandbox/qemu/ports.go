@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"path/filepath"
 	"slices"
@@ -137,11 +138,7 @@ func (p *ports) hold(ctx context.Context) (held []chan struct{}, err error) {
 func (p *ports) conns() []*portConn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	list := make([]*portConn, 0, len(p.open))
-	for c := range p.open {
-		list = append(list, c)
-	}
-	return list
+	return slices.Collect(maps.Keys(p.open))
 }
 
 // settle waits until QEMU has passed on what is under way on the ports of a machine that stands still.
