@@ -212,3 +212,11 @@ func TestProcessLimitIsToldAndTheSessionLives(t *testing.T) {
 		return err == nil
 	})
 }
+
+// The guest's own programs are kept on a processor and have coarse timers; commands are not.
+func TestCommandsHaveAllProcessorsAndExactTimers(t *testing.T) {
+	s := sharedSession(t)
+	for range 5 {
+		require.Equal(t, "2 50000", sh(t, s, "echo $(nproc) $(cat /proc/self/timerslack_ns)"))
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/gondolin-go/gondolin/guest/near"
 	"github.com/gondolin-go/gondolin/guest/pid1"
 	"github.com/gondolin-go/gondolin/guest/sandboxd"
 	"github.com/gondolin-go/gondolin/guest/sandboxfs"
@@ -25,10 +26,14 @@ func main() {
 	case os.Getpid() == 1:
 		pid1.Main()
 	case os.Args[0] == "sandboxd":
+		near.Calm()
 		sandboxd.Main(context.Background(), version)
 	case os.Args[0] == "sandboxfs":
+		near.Calm()
+		near.Settle()
 		sandboxfs.Main()
 	case os.Args[0] == "sandboxingress":
+		near.Calm()
 		sandboxingress.Main(version)
 	case os.Args[0] == "sandboxssh":
 		sandboxssh.Main(os.Stdin, os.Stdout)

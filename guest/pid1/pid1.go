@@ -21,7 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/gondolin-go/gondolin/guest/port"
+	"github.com/gondolin-go/gondolin/guest/near"
 )
 
 // Paths in the initramfs.
@@ -60,7 +60,7 @@ func run() error {
 	// Caught, not ignored: children inherit what is ignored, and a command must be
 	// able to die of SIGINT.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGHUP, syscall.SIGTERM)
-	stayNear()
+	near.Stay()
 	if err := spawnFS(); err != nil {
 		return err
 	}
@@ -69,22 +69,6 @@ func run() error {
 		return err
 	}
 	return reap(sandboxd)
-}
-
-// stayNear lets the scheduler leave a process that was woken on the processor of its
-// waker rather than wake an idle one, if the host asks for that (wire.CmdlineNear). Under
-// translation a sleeping processor is a sleeping thread of the host: a request to a mount, which
-// wakes three processes in turn, took up to five times as long. A kernel without the knob goes without.
-func stayNear() {
-	if !port.Near() {
-		return
-	}
-	const debugfs = "/sys/kernel/debug"
-	if unix.Mount("debugfs", debugfs, "debugfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "") != nil {
-		return
-	}
-	_ = os.WriteFile(debugfs+"/sched/features", []byte("NO_WA_IDLE"), 0)
-	_ = unix.Unmount(debugfs, 0)
 }
 
 // spawnFS starts sandboxfs and waits until it has taken hold of the directories

@@ -59,7 +59,6 @@ type agent struct {
 func run(ctx context.Context, version string) error {
 	// Its name for ps; it would be that of /proc/self/exe.
 	_ = os.WriteFile("/proc/self/comm", []byte("sandboxd"), 0)
-	port.Calm()
 	readonly, err := prepare(ctx)
 	if err != nil {
 		return err

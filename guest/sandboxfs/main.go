@@ -34,8 +34,6 @@ func Main() {
 
 func run() error {
 	_ = os.WriteFile("/proc/self/comm", []byte("sandboxfs"), 0)
-	port.Calm()
-	port.Settle()
 	// One for each goroutine that waits in the kernel, whatever the machine has: one that
 	// comes back and finds another's wait in its place waits for the runtime's monitor,
 	// which can take milliseconds.

@@ -37,7 +37,6 @@ const (
 // Main serves the ingress port until that is impossible.
 func Main(version string) {
 	_ = os.WriteFile("/proc/self/comm", []byte("sandboxingress"), 0)
-	port.Calm()
 	err := run(version)
 	fmt.Fprintf(os.Stderr, "gondolin: sandboxingress: %v\n", err)
 	os.Exit(1)
