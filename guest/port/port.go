@@ -88,6 +88,10 @@ func (p *Port) Write(b []byte) (int, error) {
 	return done, nil
 }
 
+// Close does nothing: the port serves the next connection, and a read that
+// waits in it ends when the host closes its side.
+func (p *Port) Close() error { return nil }
+
 // Polled is a virtio-serial port whose reads and writes wait in the runtime's poller. A
 // goroutine that waits in the kernel keeps the runtime's processor until the runtime's monitor
 // takes it away; in a program that has one, like sandboxd, everything else waits for that.
@@ -111,7 +115,3 @@ func (p Polled) Write(b []byte) (int, error) { return p.f.Write(b) }
 
 // Close does nothing, as that of a Port.
 func (p Polled) Close() error { return nil }
-
-// Close does nothing: the port serves the next connection, and a read that
-// waits in it ends when the host closes its side.
-func (p *Port) Close() error { return nil }
