@@ -134,7 +134,7 @@ func run(ctx context.Context, jsonFile string, chosen []string, only, name, prog
 		return err
 	}
 	defer os.RemoveAll(dir)
-	host, err := sandbox.NewHost(ctx, sandbox.HostOptions{RuntimeDir: dir, Register: "bench"})
+	host, err := sandbox.NewHost(ctx, sandbox.HostOptions{RuntimeDir: dir, Register: "bench", TemplateFirst: true})
 	if err != nil {
 		return err
 	}
