@@ -178,6 +178,22 @@ func TestTerminalHasASizeThatCanChange(t *testing.T) {
 	require.Zero(t, exit.Code)
 }
 
+// Input that ends in the middle of a line, and while nobody reads, still ends for every reader.
+func TestTerminalWhoseInputEndsGivesEndOfFileToEachReader(t *testing.T) {
+	s := sharedSession(t)
+	var out syncBuffer
+	p, err := s.Start(t.Context(), sandbox.Command{
+		Shell: "cat; stty raw; sleep 0.2; stty cooked; cat; cat; echo over", TTY: &sandbox.TTYSize{Rows: 30, Cols: 100},
+		Stdin: strings.NewReader("half a line"), Stdout: &out, Timeout: time.Minute,
+	})
+	require.NoError(t, err)
+	exit, err := p.Wait()
+	require.NoError(t, err)
+	require.Zero(t, exit.Code)
+	require.Contains(t, out.String(), "over")
+	require.Contains(t, out.String(), "half a line")
+}
+
 type syncBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

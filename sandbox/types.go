@@ -113,7 +113,8 @@ type Command struct {
 	Env   map[string]string
 	User  string // name or uid[:gid]; default Options.User
 
-	// Stdin is copied to the process; nil gives it /dev/null unless KeepStdin is set.
+	// Stdin is copied to the process; nil gives it /dev/null unless KeepStdin is set. With
+	// TTY its end gives end of file to everything that reads the terminal afterwards.
 	Stdin io.Reader
 	// KeepStdin leaves standard input open for Session.Input.
 	KeepStdin bool

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -33,6 +34,8 @@ type process struct {
 	tty     bool
 
 	attached chan struct{} // holds one token: one reader at a time
+
+	inputEnded atomic.Bool // with tty: every read of it is at the end of file
 
 	mu       sync.Mutex
 	ended    bool // reaped: its pid and group may belong to somebody else
@@ -347,6 +350,9 @@ func (p *process) feed(r io.Reader, req *wire.Stdin) *wire.Error {
 	if p.stdin == nil {
 		return &wire.Error{Code: wire.CodeInvalid, Msg: "the process was started without an open standard input"}
 	}
+	if p.inputEnded.Load() {
+		return inputClosed()
+	}
 	if req.WaitMS > 0 {
 		_ = p.stdin.SetWriteDeadline(time.Now().Add(time.Duration(req.WaitMS) * time.Millisecond))
 		defer p.stdin.SetWriteDeadline(time.Time{})
@@ -356,7 +362,7 @@ func (p *process) feed(r io.Reader, req *wire.Stdin) *wire.Error {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &wire.Error{Code: wire.CodeLimit, Msg: "the process does not read its standard input; some of the data was not delivered"}
 	case errors.Is(err, unix.EPIPE), errors.Is(err, os.ErrClosed), errors.Is(err, unix.EIO):
-		return &wire.Error{Code: wire.CodeErrno, Errno: "EPIPE", Msg: "the process has closed its standard input"}
+		return inputClosed()
 	case err != nil: // the stream broke: this is not the end of the input
 		return &wire.Error{Code: wire.CodeErrno, Errno: "EIO", Msg: "standard input was interrupted: " + err.Error()}
 	}
@@ -364,11 +370,35 @@ func (p *process) feed(r io.Reader, req *wire.Stdin) *wire.Error {
 		return nil
 	}
 	if p.tty {
-		_, _ = p.stdin.Write([]byte{4}) // VEOF, ^D
+		if !p.inputEnded.Swap(true) {
+			go p.endTerminal()
+		}
 		return nil
 	}
 	p.stdin.Close()
 	return nil
+}
+
+func inputClosed() *wire.Error {
+	return &wire.Error{Code: wire.CodeErrno, Errno: "EPIPE", Msg: "the process's standard input is closed"}
+}
+
+// endTerminal gives end of file to whatever reads the terminal from now on, until the process
+// ends. One VEOF (termios(3)) is not enough: after part of a line it ends only that part, and the
+// kernel forgets one that waits while the reader changes the terminal's mode, as shells do
+// between a command and the prompt.
+func (p *process) endTerminal() {
+	const first, longest = 50 * time.Millisecond, 2 * time.Second
+	for pause := first; ; pause = min(2*pause, longest) {
+		if _, err := p.stdin.Write([]byte{4}); err != nil { // ^D
+			return
+		}
+		select {
+		case <-p.done:
+			return
+		case <-time.After(pause):
+		}
+	}
 }
 
 func (p *process) resize(size wire.Size) *wire.Error {
