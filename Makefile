@@ -87,11 +87,11 @@ bench: image ## Measure; prints a table and bench.jsonl
 
 .PHONY: fuzz
 fuzz: guest ## Run each fuzz target for FUZZTIME
-	@for dir in $$($(GO) list -f '{{.Dir}}' ./...); do \
+	@failed=0; for dir in $$($(GO) list -f '{{.Dir}}' ./...); do \
 	  for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' $$dir/*_test.go 2>/dev/null | sed 's/func //'); do \
-	    echo "$$dir $$target"; (cd $$dir && $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .); \
+	    echo "$$dir $$target"; (cd $$dir && $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .) || failed=1; \
 	  done; \
-	done
+	done; exit $$failed
 
 .PHONY: lint
 lint: guest ## gofmt, vet, staticcheck, govulncheck, structure; also compiled for macOS
