@@ -235,6 +235,9 @@ func (a *app) auditExport() *cobra.Command {
 func printRecord(w io.Writer, r audit.Record) error {
 	words := []string{r.Time.Local().Format("2006-01-02 15:04:05.000"), string(r.Kind)}
 	add := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
+	if r.Exec != "" {
+		add("command %s", r.Exec)
+	}
 	if r.Verdict != "" {
 		add("%s", r.Verdict)
 	}

@@ -120,15 +120,39 @@ func TestCommandsAreRecordedBeforeTheyRunAndAfter(t *testing.T) {
 	r := &record{audit: b.config.Audit}
 	require.NoError(t, r.open("vm-1"))
 	cmd := sandbox.Command{Argv: []string{"ls", "-l"}}
-	require.NoError(t, r.runs(cmd))
-	require.NoError(t, r.ended(cmd, sandbox.Exit{ID: "p1", Code: 2, Duration: time.Second}, nil))
-	require.NoError(t, r.ended(cmd, sandbox.Exit{}, errors.New("the machine died")))
+	reach := func(host string) {
+		require.NoError(t, r.Record(netguard.Event{Protocol: "https", Host: host, Port: 443, Verdict: "allow"}))
+	}
+	reach("before.test")
+	first, err := r.runs(cmd)
+	require.NoError(t, err)
+	reach("first.test")
+	second, err := r.runs(cmd)
+	require.NoError(t, err)
+	reach("either.test")
+	require.NoError(t, r.ended(first, cmd, sandbox.Exit{ID: "p1", Code: 2, Duration: time.Second}, nil))
+	reach("second.test")
+	require.NoError(t, r.ended(second, cmd, sandbox.Exit{}, errors.New("the machine died")))
+	reach("after.test")
 	require.NoError(t, r.close("it was closed"))
 	out, _, err := runCommand(t, "audit", "show", "--audit-dir="+dir)
 	require.NoError(t, err)
-	assert.Contains(t, out, "exec  \"ls -l\"  started\n")
-	assert.Contains(t, out, "exec  \"ls -l\"  -> 2  ended  in 1s\n")
-	assert.Contains(t, out, "exec  error  \"ls -l\"  -> 0  ended  (the machine died)\n")
+	var lines []string
+	for line := range strings.Lines(out) {
+		lines = append(lines, strings.TrimSpace(line[len("2006-01-02 15:04:05.000"):]))
+	}
+	assert.Equal(t, []string{
+		"session  started",
+		"network  allow  https://before.test",
+		"exec  command 1  \"ls -l\"  started",
+		"network  command 1  allow  https://first.test",
+		"exec  command 2  \"ls -l\"  started",
+		"network  allow  https://either.test",
+		"exec  command 1  \"ls -l\"  -> 2  ended  in 1s",
+		"network  command 2  allow  https://second.test",
+		"exec  command 2  error  \"ls -l\"  -> 0  ended  (the machine died)",
+		"network  allow  https://after.test",
+	}, lines[1:11])
 
 	s := &session{record: r}
 	_, err = s.Run(t.Context(), cmd)

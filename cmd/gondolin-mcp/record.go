@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -19,8 +20,10 @@ type record struct {
 	audit  configs.Audit
 	origin string // what the session goes on from, if anything; set before open
 
-	mu  sync.Mutex
-	log *audit.Log
+	mu       sync.Mutex
+	log      *audit.Log
+	commands uint64              // numbered so far
+	running  map[uint64]struct{} // those that have not been seen to end; a job counts as long as its session
 }
 
 var _ netguard.Recorder = (*record)(nil)
@@ -75,21 +78,65 @@ func (r *record) write(e audit.Event) error {
 // Record implements netguard.Recorder.
 func (r *record) Record(e netguard.Event) error {
 	return r.write(audit.Event{
-		Time: e.Time, Kind: audit.KindNetwork, Flow: e.Flow, Protocol: e.Protocol, Host: e.Host, Port: e.Port, Addr: e.Addr,
+		Time: e.Time, Kind: audit.KindNetwork, Exec: r.only(), Flow: e.Flow, Protocol: e.Protocol, Host: e.Host, Port: e.Port, Addr: e.Addr,
 		Method: e.Method, Path: e.Path, Command: e.Command, Status: e.Status, Verdict: e.Verdict, Rule: e.Rule, Reason: e.Reason, Remedy: e.Remedy,
 		Secrets: e.Secrets, Sent: e.Sent, Received: e.Received, Seconds: e.Duration.Seconds(), Done: e.Duration > 0 || e.Status > 0,
 	})
 }
 
-// runs records a command before it runs. What cannot be recorded does not run.
-func (r *record) runs(cmd sandbox.Command) error {
-	return r.write(audit.Event{Kind: audit.KindExec, Command: commandLine(cmd), Detail: "started"})
+// runs records a command before it runs, and gives it its number. What cannot be recorded does not run.
+func (r *record) runs(cmd sandbox.Command) (number uint64, err error) {
+	if r == nil {
+		return 0, nil
+	}
+	r.mu.Lock()
+	r.commands++
+	number = r.commands
+	if r.running == nil {
+		r.running = map[uint64]struct{}{}
+	}
+	r.running[number] = struct{}{}
+	r.mu.Unlock()
+	err = r.write(audit.Event{Kind: audit.KindExec, Exec: numeral(number), Command: commandLine(cmd), Detail: "started"})
+	if err != nil {
+		r.over(number)
+		return 0, notRecorded(err)
+	}
+	return number, nil
 }
 
+// over says that a command runs no more.
+func (r *record) over(number uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.running, number)
+}
+
+// only is the number of the command that runs, or "" when it is not one alone: whose a connection is cannot be told then.
+func (r *record) only() string {
+	if r == nil {
+		return ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.running) == 1 {
+		for number := range r.running {
+			return numeral(number)
+		}
+	}
+	return ""
+}
+
+func numeral(n uint64) string { return strconv.FormatUint(n, 10) }
+
 // ended records how a command came out.
-func (r *record) ended(cmd sandbox.Command, exit sandbox.Exit, err error) error {
+func (r *record) ended(number uint64, cmd sandbox.Command, exit sandbox.Exit, err error) error {
+	if r == nil {
+		return nil
+	}
+	r.over(number)
 	e := audit.Event{
-		Kind: audit.KindExec, Exec: exit.ID, Command: commandLine(cmd), Status: exit.Code, Seconds: exit.Duration.Seconds(), Done: true, Detail: "ended",
+		Kind: audit.KindExec, Exec: numeral(number), Command: commandLine(cmd), Status: exit.Code, Seconds: exit.Duration.Seconds(), Done: true, Detail: "ended",
 	}
 	switch {
 	case err != nil:
@@ -105,14 +152,15 @@ func (r *record) ended(cmd sandbox.Command, exit sandbox.Exit, err error) error 
 // follow records a command before it runs; the function that it returns records the end. It is
 // what sandbox.Options.Visited asks for.
 func (r *record) follow(cmd sandbox.Command) (ended func(sandbox.Exit, error), err error) {
-	if err := r.runs(cmd); err != nil {
-		return nil, notRecorded(err)
+	number, err := r.runs(cmd)
+	if err != nil {
+		return nil, err
 	}
 	return func(exit sandbox.Exit, err error) {
 		if errors.Is(err, sandbox.ErrDetached) {
 			return // it goes on, and its end is not recorded
 		}
-		_ = r.ended(cmd, exit, err) // a record that fails says so at the next command
+		_ = r.ended(number, cmd, exit, err) // a record that fails says so at the next command
 	}, nil
 }
 
@@ -125,23 +173,29 @@ func commandLine(cmd sandbox.Command) string {
 
 // Run records the command before and after.
 func (s *session) Run(ctx context.Context, cmd sandbox.Command) (sandbox.Exit, error) {
-	if err := s.record.runs(cmd); err != nil {
-		return sandbox.Exit{}, notRecorded(err)
+	number, err := s.record.runs(cmd)
+	if err != nil {
+		return sandbox.Exit{}, err
 	}
 	exit, err := s.Session.Run(ctx, cmd)
 	s.metrics.ran(exit, err)
-	if rerr := s.record.ended(cmd, exit, err); rerr != nil && err == nil {
+	if rerr := s.record.ended(number, cmd, exit, err); rerr != nil && err == nil {
 		err = notRecorded(rerr)
 	}
 	return exit, err
 }
 
-// StartJob records the command. Its end is not recorded.
+// StartJob records the command. Its end is not recorded, unless it did not start.
 func (s *session) StartJob(ctx context.Context, cmd sandbox.Command) (sandbox.Job, error) {
-	if err := s.record.runs(cmd); err != nil {
-		return sandbox.Job{}, notRecorded(err)
+	number, err := s.record.runs(cmd)
+	if err != nil {
+		return sandbox.Job{}, err
 	}
-	return s.Session.StartJob(ctx, cmd)
+	job, err := s.Session.StartJob(ctx, cmd)
+	if err != nil {
+		_ = s.record.ended(number, cmd, sandbox.Exit{}, err) // as in follow
+	}
+	return job, err
 }
 
 // notRecordedError is an audit record that cannot be written.

@@ -37,7 +37,7 @@ const (
 type Event struct {
 	Time     time.Time `json:"time"` // when zero: now
 	Kind     Kind      `json:"kind"`
-	Exec     string    `json:"exec,omitempty"` // id of the command, where it is known
+	Exec     string    `json:"exec,omitempty"` // number of the command; of what the network did, of the one that ran if it was one alone
 	Flow     uint64    `json:"flow,omitempty"` // TCP connection of the session
 	Protocol string    `json:"protocol,omitempty"`
 	Host     string    `json:"host,omitempty"`
