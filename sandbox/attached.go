@@ -40,8 +40,17 @@ func newAttached(ctx context.Context, dir string, mux *yamux.Session, log *slog.
 // watch waits for the end of the session or of the connection.
 func (a *Attached) watch(mux *yamux.Session) {
 	// The holder's answer, with its reason, comes before the connection ends.
+	ctx, cancel := context.WithCancel(a.life)
+	defer cancel()
+	a.work(func() {
+		select {
+		case <-mux.CloseChan():
+			time.AfterFunc(lastWords, cancel)
+		case <-ctx.Done():
+		}
+	})
 	var ended wire.Watched
-	err := a.call(a.life, wire.OpWatch, "", nil, &ended)
+	err := a.call(ctx, wire.OpWatch, "", nil, &ended)
 	if a.life.Err() != nil {
 		return
 	}
@@ -52,6 +61,9 @@ func (a *Attached) watch(mux *yamux.Session) {
 	}
 	go a.end(reason) // it waits for this goroutine
 }
+
+// lastWords is how long it may take to read what came before a connection ended.
+const lastWords = 100 * time.Millisecond
 
 func (a *Attached) end(reason string) {
 	a.ending.Do(func() {
@@ -111,6 +123,13 @@ func (a *Attached) End(ctx context.Context, reason string) error {
 		}
 		select {
 		case <-tick.C:
+			select {
+			case <-a.gone: // perhaps with its holder: then it is for us to collect
+				if _, err := collectOne(a.dir, false, a.log); err != nil {
+					return fmt.Errorf("ending session %s: %w", a.id, err)
+				}
+			default:
+			}
 		case <-ctx.Done():
 			return fmt.Errorf("ending session %s: %w", a.id, context.Cause(ctx))
 		}

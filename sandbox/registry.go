@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -154,7 +155,10 @@ func attach(ctx context.Context, runtimeDir, id string, log *slog.Logger) (*Atta
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, unknown("no session %q", id) // its holder is dead
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOTDIR) {
+			return nil, unknown("no session %q", id) // its holder is dead
+		}
+		return nil, fmt.Errorf("attaching to session %s: %w", id, err)
 	}
 	mux, err := present(ctx, conn, id)
 	if err != nil {

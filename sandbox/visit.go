@@ -18,6 +18,7 @@ import (
 // Bounds of what attached programs may ask of one session's holder.
 const (
 	maxVisitors    = 32  // programs at once
+	maxRefusals    = 8   // programs at once that are told that there are too many
 	maxRequests    = 256 // requests of one program at once
 	greetTimeout   = 5 * time.Second
 	acceptPause    = time.Second      // after a connection that could not be taken
@@ -50,7 +51,7 @@ func (s *Session) receive(l *net.UnixListener) {
 	stop := context.AfterFunc(s.life, func() { l.Close() })
 	defer stop()
 	defer l.Close()
-	slots := make(chan struct{}, maxVisitors)
+	slots, refusals := make(chan struct{}, maxVisitors), make(chan struct{}, maxRefusals)
 	for {
 		conn, err := l.AcceptUnix()
 		switch {
@@ -68,19 +69,31 @@ func (s *Session) receive(l *net.UnixListener) {
 			}
 			continue
 		}
+		busy, serve := slots, s.visit
 		select {
 		case slots <- struct{}{}:
-			if !s.work(func() {
-				defer func() { <-slots }()
-				s.visit(conn)
-			}) {
-				conn.Close()
-			}
 		default:
-			_, _ = s.greet(conn, fmt.Sprintf("%d programs are attached to it already", maxVisitors))
+			busy, serve = refusals, s.refuse
+			select {
+			case refusals <- struct{}{}:
+			default:
+				conn.Close()
+				continue
+			}
+		}
+		if !s.work(func() {
+			defer func() { <-busy }()
+			serve(conn)
+		}) {
 			conn.Close()
 		}
 	}
+}
+
+// refuse tells one program that there are too many.
+func (s *Session) refuse(conn *net.UnixConn) {
+	_, _ = s.greet(conn, fmt.Sprintf("%d programs are attached to it already", maxVisitors))
+	conn.Close()
 }
 
 // visit serves one program until it goes or the session ends.
