@@ -22,7 +22,7 @@
 // have its own name resolve to it. The origin of a WebSocket, and of whatever changes something, must be
 // one of these too. A gateway with a token wants it in the first segment of the path (/~TOKEN/...), once:
 // browsers get a cookie for it. They send it to other ports of that host too, and so no gateway passes any
-// of these cookies on.
+// of these cookies on, in either direction.
 //
 // # Bounds
 //

@@ -253,6 +253,7 @@ func (g *Gateway) onResponse(r *http.Response) error {
 	for _, name := range []string{"Alt-Svc", "Clear-Site-Data", "Strict-Transport-Security", headerName} {
 		r.Header.Del(name)
 	}
+	keepTokens(r.Header)
 	if g.opts.Chosen {
 		r.Header.Set("Cache-Control", "no-store")
 	}

@@ -262,6 +262,15 @@ func TestNoGuestSeesATokenAndOtherCookiesPassAsTheyAre(t *testing.T) {
 	}
 }
 
+// The browser keeps them for all ports of the host: a guest could shut the user out of any gateway.
+func TestNoGuestOverwritesATokenInTheBrowser(t *testing.T) {
+	g := rig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["Set-Cookie"] = []string{"a=1", "gondolin_1=evil; Path=/", "  gondolin_2=evil", "b=gondolin_2; HttpOnly"}
+	}), nil)
+	resp := raw(t, g, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+	assert.Equal(t, []string{"a=1", "b=gondolin_2; HttpOnly"}, resp.Header["Set-Cookie"])
+}
+
 // What follows another switch is no HTTP that the gateway, or a hook, has read.
 func TestNoProtocolButWebSocketsIsSwitchedTo(t *testing.T) {
 	g := rig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

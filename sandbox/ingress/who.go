@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -155,4 +156,15 @@ func dropCookies(r *http.Request) {
 	if len(kept) > 0 {
 		r.Header.Set("Cookie", strings.Join(kept, "; "))
 	}
+}
+
+// keepTokens takes out of a guest's answer what would overwrite a token in the browser, of this gateway or another.
+func keepTokens(h http.Header) {
+	const name = "Set-Cookie"
+	kept := slices.DeleteFunc(h[name], func(c string) bool { return strings.HasPrefix(strings.TrimLeft(c, " \t"), cookiePrefix) })
+	if len(kept) == 0 {
+		h.Del(name)
+		return
+	}
+	h[name] = kept
 }
