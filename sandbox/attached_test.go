@@ -75,4 +75,3 @@ func dyingHolder(t *testing.T, l net.Listener, id string) {
 		}
 	}
 }
-

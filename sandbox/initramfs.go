@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -38,41 +40,91 @@ func (h *Host) initramfsFor(modules string) (string, error) {
 // this program's guest agent, and makes it when it is not there yet. The kernel takes
 // several cpio archives in a row (Documentation/driver-api/early-userspace/buffer-format.rst).
 func initramfs(cacheDir, modules string) (string, error) {
-	mods, err := os.ReadFile(modules)
+	mods, err := os.Open(modules)
 	if err != nil {
 		return "", fmt.Errorf("reading the image's modules: %w", err)
 	}
-	binary, err := agent.Binary()
+	defer mods.Close()
+	binary, err := agent.Open()
 	if err != nil {
 		return "", err
 	}
 	sum := sha256.New()
-	sum.Write(mods)
-	sum.Write(binary)
+	size, err := io.Copy(sum, mods)
+	if err != nil {
+		return "", fmt.Errorf("reading the image's modules: %w", err)
+	}
+	if _, err := io.Copy(sum, binary); err != nil {
+		return "", err
+	}
+	archives := func(w io.Writer) error { return writeInitramfs(w, io.NewSectionReader(mods, 0, size), binary) }
 	dir := filepath.Join(cacheDir, "initramfs")
 	path := filepath.Join(dir, hex.EncodeToString(sum.Sum(nil)[:16])+".cpio")
-	var b bytes.Buffer
-	b.Write(mods)
-	b.Write(make([]byte, -b.Len()&3)) // archives begin at multiples of 4
-	w := cpio.Newc.Writer(&b)
-	if err := w.WriteRecord(cpio.StaticFile("init", string(binary), 0o755)); err != nil {
-		return "", fmt.Errorf("writing the initramfs: %w", err)
-	}
-	if err := cpio.WriteTrailer(w); err != nil {
-		return "", fmt.Errorf("writing the initramfs: %w", err)
-	}
-	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, b.Bytes()) {
+	if holds(path, archives) {
 		return path, nil
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("making the cache of initramfs: %w", err)
 	}
 	// World-readable: QEMU runs as a user of its own.
-	if err := renameio.WriteFile(path, b.Bytes(), 0o644, renameio.IgnoreUmask()); err != nil {
+	temp, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o644), renameio.IgnoreUmask())
+	if err != nil {
+		return "", fmt.Errorf("writing the initramfs: %w", err)
+	}
+	defer temp.Cleanup()
+	if err := errors.Join(archives(temp), temp.CloseAtomicallyReplace()); err != nil {
 		return "", fmt.Errorf("writing the initramfs: %w", err)
 	}
 	pruneInitramfs(dir, path)
 	return path, nil
+}
+
+// writeInitramfs writes what the kernel unpacks at its start: the modules' archive and one with the agent.
+func writeInitramfs(to io.Writer, modules, binary *io.SectionReader) error {
+	if _, err := io.Copy(to, io.NewSectionReader(modules, 0, modules.Size())); err != nil {
+		return err
+	}
+	if _, err := to.Write(make([]byte, -modules.Size()&3)); err != nil { // archives begin at multiples of 4
+		return err
+	}
+	w := cpio.Newc.Writer(to)
+	record := cpio.Record{ReaderAt: binary, Info: cpio.Info{Name: "init", Mode: cpio.S_IFREG | 0o755, FileSize: uint64(binary.Size())}}
+	if err := w.WriteRecord(record); err != nil {
+		return err
+	}
+	return cpio.WriteTrailer(w)
+}
+
+// holds reports whether a file holds what write writes, and nothing else.
+func holds(path string, write func(io.Writer) error) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	c := comparer{have: f}
+	if write(&c) != nil {
+		return false
+	}
+	_, err = f.Read(make([]byte, 1))
+	return err == io.EOF
+}
+
+// comparer is a writer that fails when what is written is not what there is to read.
+type comparer struct {
+	have io.Reader
+	buf  []byte
+}
+
+func (c *comparer) Write(p []byte) (int, error) {
+	c.buf = slices.Grow(c.buf[:0], len(p))[:len(p)]
+	if _, err := io.ReadFull(c.have, c.buf); err != nil {
+		return 0, err
+	}
+	if !bytes.Equal(c.buf, p) {
+		return 0, errors.New("it differs")
+	}
+	return len(p), nil
 }
 
 // keptInitramfs is how many initramfs are kept: one for each image and version of the

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -9,6 +10,36 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+// It is compared each time a server starts: what the last one wrote is taken, and what was damaged since is not.
+func TestADamagedInitramfsIsMadeAgain(t *testing.T) {
+	modules := filepath.Join(t.TempDir(), "modules")
+	require.NoError(t, os.WriteFile(modules, []byte("070701 some"), 0o644))
+	dir := t.TempDir()
+	path, err := initramfs(dir, modules)
+	require.NoError(t, err)
+	good, err := os.ReadFile(path)
+	require.NoError(t, err)
+	before, err := os.Stat(path)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o644), before.Mode())
+	_, err = initramfs(dir, modules)
+	require.NoError(t, err)
+	after, err := os.Stat(path)
+	require.NoError(t, err)
+	require.True(t, os.SameFile(before, after), "it was not written again")
+
+	flipped := bytes.Clone(good)
+	flipped[len(flipped)/2] ^= 1
+	for what, damaged := range map[string][]byte{"cut": good[:len(good)-4], "longer": append(bytes.Clone(good), 0), "flipped": flipped, "empty": nil} {
+		require.NoError(t, os.WriteFile(path, damaged, 0o644))
+		_, err := initramfs(dir, modules)
+		require.NoError(t, err, what)
+		b, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(good, b), what)
+	}
+}
 
 // Each version of the agent makes one of some megabytes.
 func TestOldInitramfsMakeRoomAndTheNewestStay(t *testing.T) {

@@ -10,6 +10,7 @@ package agent
 import (
 	"embed"
 	"errors"
+	"io"
 	"io/fs"
 )
 
@@ -21,11 +22,18 @@ var files embed.FS
 // ErrMissing: this program was compiled without a guest binary.
 var ErrMissing = errors.New("this program was built without the guest binary: build it with `make build`")
 
-// Binary returns the guest's executable.
-func Binary() ([]byte, error) {
-	b, err := files.ReadFile("bin/gondolin-guest")
+// Open returns the guest's executable. Reading it takes no memory of its own.
+func Open() (*io.SectionReader, error) {
+	f, err := files.Open("bin/gondolin-guest")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrMissing
 	}
-	return b, err
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return io.NewSectionReader(f.(io.ReaderAt), 0, st.Size()), nil // embed documents that files are
 }
