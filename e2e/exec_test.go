@@ -178,6 +178,12 @@ func TestTerminalHasASizeThatCanChange(t *testing.T) {
 	require.Zero(t, exit.Code)
 }
 
+// Agents' own sandboxes are built on it.
+func TestProgramsCanConfineThemselvesWithLandlock(t *testing.T) {
+	const version = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1) >= 1)" // landlock_create_ruleset(2)
+	require.Equal(t, "True", sh(t, sharedSession(t), `python3 -c "`+version+`"`))
+}
+
 // Input that ends in the middle of a line, and while nobody reads, still ends for every reader.
 func TestTerminalWhoseInputEndsGivesEndOfFileToEachReader(t *testing.T) {
 	s := sharedSession(t)
