@@ -167,7 +167,10 @@ func (g *Gateway) Close() error {
 }
 
 // target is what ServeHTTP has found out for the proxy's functions.
-type target struct{ route Route }
+type target struct {
+	route   Route
+	cookies []string // of ours, for the answer
+}
 
 type targetKey struct{}
 
@@ -220,8 +223,22 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	g.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), targetKey{}, target{route})))
+	to := target{route, w.Header()["Set-Cookie"]}
+	w.Header().Del("Set-Cookie")
+	g.proxy.ServeHTTP(lastWord{w}, r.WithContext(context.WithValue(r.Context(), targetKey{}, to)))
 }
+
+// lastWord keeps the guest's informational answers (103 and the like) from the client: they pass by onResponse.
+type lastWord struct{ http.ResponseWriter }
+
+func (w lastWord) WriteHeader(code int) {
+	if code >= 200 || code == http.StatusSwitchingProtocols {
+		w.ResponseWriter.WriteHeader(code)
+	}
+}
+
+// Unwrap is for http.ResponseController.
+func (w lastWord) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // rewrite turns a request into the one that the guest gets. It keeps its Host, by which the
 // guest's server makes links and judges origins.
@@ -254,6 +271,9 @@ func (g *Gateway) onResponse(r *http.Response) error {
 		r.Header.Del(name)
 	}
 	keepTokens(r.Header)
+	for _, c := range r.Request.Context().Value(targetKey{}).(target).cookies {
+		r.Header.Add("Set-Cookie", c)
+	}
 	if g.opts.Chosen {
 		r.Header.Set("Cache-Control", "no-store")
 	}
@@ -273,7 +293,11 @@ func (e hookError) Unwrap() error { return e.error }
 
 // failed answers a request that the guest has not answered.
 func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
-	port := fmt.Sprint(r.Context().Value(targetKey{}).(target).route.Port)
+	to := r.Context().Value(targetKey{}).(target)
+	port := fmt.Sprint(to.route.Port)
+	for _, c := range to.cookies {
+		w.Header().Add("Set-Cookie", c)
+	}
 	var hook hookError
 	switch {
 	case r.Context().Err() != nil: // nobody is there to read it

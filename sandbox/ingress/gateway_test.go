@@ -265,10 +265,31 @@ func TestNoGuestSeesATokenAndOtherCookiesPassAsTheyAre(t *testing.T) {
 // The browser keeps them for all ports of the host: a guest could shut the user out of any gateway.
 func TestNoGuestOverwritesATokenInTheBrowser(t *testing.T) {
 	g := rig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header()["Set-Cookie"] = []string{"a=1", "gondolin_1=evil; Path=/", "  gondolin_2=evil", "b=gondolin_2; HttpOnly"}
+		w.Header()["Set-Cookie"] = []string{"a=1", "gondolin_1=evil; Path=/", "  gondolin_2=evil", "=gondolin_3=evil", "b=gondolin_2; HttpOnly"}
 	}), nil)
 	resp := raw(t, g, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 	assert.Equal(t, []string{"a=1", "b=gondolin_2; HttpOnly"}, resp.Header["Set-Cookie"])
+}
+
+// Cookies for longer paths come first, and scripts of the guest can set such ones.
+func TestATokenCountsAmongOtherCookiesOfItsName(t *testing.T) {
+	g := rig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "in") }), func(o *Options) { o.Token = "secret" })
+	for cookies, code := range map[string]int{"%s=evil; %s=secret": 200, "%s=secret; %s=evil": 200, "%s=evil; %s=bad": 403} {
+		resp := raw(t, g, "GET /app HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nCookie: "+strings.ReplaceAll(cookies, "%s", g.cookie())+"\r\n\r\n")
+		assert.Equal(t, code, resp.StatusCode, cookies)
+	}
+}
+
+// They would pass by what makes an answer harmless, and take the token's cookie away.
+func TestInformationalAnswersOfTheGuestStayThere(t *testing.T) {
+	g := rig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Clear-Site-Data", `"cookies"`)
+		w.WriteHeader(http.StatusEarlyHints)
+		fmt.Fprint(w, "in")
+	}), func(o *Options) { o.Token = "secret" })
+	resp := raw(t, g, "GET /~secret/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+	assert.Equal(t, 200, resp.StatusCode)
+	assert.Contains(t, resp.Header.Get("Set-Cookie"), "=secret")
 }
 
 // What follows another switch is no HTTP that the gateway, or a hook, has read.

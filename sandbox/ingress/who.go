@@ -96,7 +96,9 @@ func (g *Gateway) sameSite(origin string) bool {
 
 // admitToken wants the token in the path or the cookie.
 func (g *Gateway) admitToken(w http.ResponseWriter, r *http.Request) bool {
-	if c, err := r.Cookie(g.cookie()); err == nil && g.isToken(c.Value) && !strings.HasPrefix(r.URL.EscapedPath(), tokenPath) {
+	// A page of the guest may have set others of that name, for longer paths, which come first.
+	known := slices.ContainsFunc(r.CookiesNamed(g.cookie()), func(c *http.Cookie) bool { return g.isToken(c.Value) })
+	if known && !strings.HasPrefix(r.URL.EscapedPath(), tokenPath) {
 		if isUpgrade(r) && r.Header.Get("Origin") != "" && !strings.EqualFold(hostOf(r.Header.Get("Origin")), hostOf("//"+r.Host)) {
 			g.page(w, r, pageOrigin, short(r.Header.Get("Origin")))
 			return false
@@ -161,7 +163,9 @@ func dropCookies(r *http.Request) {
 // keepTokens takes out of a guest's answer what would overwrite a token in the browser, of this gateway or another.
 func keepTokens(h http.Header) {
 	const name = "Set-Cookie"
-	kept := slices.DeleteFunc(h[name], func(c string) bool { return strings.HasPrefix(strings.TrimLeft(c, " \t"), cookiePrefix) })
+	kept := slices.DeleteFunc(h[name], func(c string) bool {
+		return strings.HasPrefix(strings.TrimLeft(c, " \t="), cookiePrefix) // browsers send "=a=b" as "a=b"
+	})
 	if len(kept) == 0 {
 		h.Del(name)
 		return
