@@ -53,11 +53,16 @@ func newHost(t testing.TB, o sandbox.HostOptions) *sandbox.Host {
 // amount is how much a test does: the usual, or the whole of what was promised, for which a
 // usual run has no time (make test-whole).
 func amount(usual, whole int) int {
-	if os.Getenv("GONDOLIN_E2E") == "whole" {
+	if wholeRun {
 		return whole
 	}
 	return usual
 }
+
+// wholeRun is set by the environment, which the tests' programs would not take it in.
+var wholeRun = os.Getenv(wholeEnv) == "whole"
+
+const wholeEnv = "GONDOLIN_E2E"
 
 // runtimeDir is a private directory on a short path; those of t.TempDir are too
 // long for sockets.
@@ -121,6 +126,7 @@ var sharedDir string
 var afterAll []func()
 
 func TestMain(m *testing.M) {
+	os.Unsetenv(wholeEnv)
 	// The records of servers belong to no user here.
 	state, err := os.MkdirTemp("", "gndstate")
 	if err != nil {

@@ -3,8 +3,13 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -146,4 +151,33 @@ func TestCallsToAGuestThatStoppedHalfwayEndWithTheirContext(t *testing.T) {
 			require.Less(t, time.Since(asked), 5*time.Second)
 		})
 	}
+}
+
+// ^Z and fg, or a host that is short of breath for a while. (35 s in a whole run: longer than anything waits for a write.)
+func TestCommandGoesOnAfterItsHostStoodStill(t *testing.T) {
+	t.Parallel()
+	still := time.Duration(amount(3, 35)) * time.Second
+	count := amount(400, 4000)
+	script := fmt.Sprintf("import time\nfor i in range(%d): print(i); time.sleep(0.01)\nprint('over')", count)
+	cmd := exec.CommandContext(t.Context(), filepath.Join(program(t), "gondolin-mcp"), "run", "--", "python3", "-uc", script)
+	cmd.Env = append(os.Environ(), "GONDOLIN_PATHS_RUNTIME="+runtimeDir(t))
+	cmd.Stderr = testWriter{t}
+	var out syncBuffer
+	cmd.Stdout = &out
+	require.NoError(t, cmd.Start())
+	eventually(t, time.Minute, "output", func() bool { return strings.Contains(out.String(), "10\n") })
+	require.NoError(t, cmd.Process.Signal(syscall.SIGSTOP))
+	time.Sleep(still)
+	require.NoError(t, cmd.Process.Signal(syscall.SIGCONT))
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		require.NoError(t, err)
+	case <-time.After(90 * time.Second):
+		t.Fatalf("it stands still after %d bytes", len(out.String()))
+	}
+	lines := strings.Fields(out.String())
+	require.Len(t, lines, count+1)
+	require.Equal(t, "over", lines[count])
 }

@@ -33,6 +33,9 @@ type Process struct {
 	done    chan struct{}
 	exit    Exit
 	err     error
+
+	mu    sync.Mutex
+	input error // why Command.Stdin did not reach the process
 }
 
 // Run starts a command and waits for it.
@@ -78,8 +81,7 @@ func (s *client) Rejoin(ctx context.Context, id string, cmd Command) (*Process, 
 	}
 	release := s.use()
 	var at wire.Started
-	// The stream outlives ctx, as that of Start does.
-	st, err := s.request(s.life, wire.OpAttach, "", wire.Attach{ID: n}, &at)
+	st, err := s.outlive(ctx, wire.OpAttach, wire.Attach{ID: n}, &at, func() {})
 	if err != nil {
 		release()
 		return nil, err
@@ -108,33 +110,44 @@ func (s *client) follow(ctx context.Context, p *Process, st *stream, release fun
 	return p, nil
 }
 
-// startProcess asks the guest for a process. The stream outlives ctx, since the
-// guest still reports how the process ended; when ctx ends before the guest has
-// answered, the process is ended as soon as it does.
+// startProcess asks the guest for a process. When ctx ends before the guest has answered, the process is ended as
+// soon as it does.
 func (s *client) startProcess(ctx context.Context, req *wire.Start) (*stream, uint64, error) {
 	var started wire.Started
+	st, err := s.outlive(ctx, wire.OpStart, req, &started, func() {
+		_ = s.call(s.life, wire.OpSignal, "", wire.Signal{ID: started.ID, Name: "KILL", Tree: true}, nil)
+		_ = s.call(s.life, wire.OpRelease, "", wire.ProcessRef{ID: started.ID}, nil)
+	})
+	if err != nil {
+		return nil, 0, err // started may be written yet
+	}
+	return st, started.ID, nil
+}
+
+// outlive makes a request whose stream outlives ctx, since the guest still reports how a process
+// ended. When ctx ends before the guest has answered, undo is called as soon as it does.
+func (s *client) outlive(ctx context.Context, op wire.Op, body, reply any, undo func()) (*stream, error) {
 	var st *stream
 	var err error
 	answered := make(chan struct{})
 	if !s.work(func() {
-		st, err = s.request(s.life, wire.OpStart, "", req, &started)
+		st, err = s.request(s.life, op, "", body, reply)
 		select {
 		case answered <- struct{}{}:
 		case <-ctx.Done(): // the caller has gone
 			if err == nil {
 				st.abort()
-				_ = s.call(s.life, wire.OpSignal, "", wire.Signal{ID: started.ID, Name: "KILL", Tree: true}, nil)
-				_ = s.call(s.life, wire.OpRelease, "", wire.ProcessRef{ID: started.ID}, nil)
+				undo()
 			}
 		}
 	}) {
-		return nil, 0, s.closedError()
+		return nil, s.closedError()
 	}
 	select {
 	case <-answered:
-		return st, started.ID, err
+		return st, err
 	case <-ctx.Done():
-		return nil, 0, context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 }
 
@@ -219,7 +232,7 @@ func (p *Process) ID() string { return strconv.FormatUint(p.id, 10) }
 // Wait waits for the process and for all of its output to be written. The
 // error is nil when the process ran and ended by itself or by its timeout,
 // whatever its exit code; it is the context's when that ended it, and a
-// writer's when that failed.
+// reader's or writer's when that failed.
 func (p *Process) Wait() (Exit, error) {
 	<-p.done
 	return p.exit, p.err
@@ -302,6 +315,8 @@ func (p *Process) follow(st *stream) {
 		p.err = out.failed
 	case p.err == nil && p.ctx.Err() != nil:
 		p.err = context.Cause(p.ctx)
+	case p.err == nil:
+		p.err = p.inputFailure()
 	}
 }
 
@@ -360,16 +375,28 @@ func (p *Process) resume(life, patience context.Context, cause error, connected 
 // feed copies Command.Stdin to the process.
 func (p *Process) feed(ctx context.Context) {
 	st, err := p.session.request(ctx, wire.OpStdin, "", wire.Stdin{ID: p.id}, nil)
-	if err != nil {
+	if err == nil {
+		err = send(st, p.cmd.Stdin, wire.SendLive, nil)
+		st.Close()
+	}
+	var file *FileError
+	switch {
+	case err == nil, ctx.Err() != nil, errors.Is(err, ErrNoJob):
 		return
+	case errors.As(err, &file) && file.Errno == "EPIPE":
+		return // the process wants no more
 	}
-	defer st.Close()
-	var src *wire.SourceError
-	if err := send(st, p.cmd.Stdin, wire.SendLive, nil); errors.As(err, &src) {
-		// A reader that failed is not the end of its input: the process must not take it for that.
-		p.session.log.Debug("standard input", "process", p.id, "err", err)
-		_ = p.stop(ctx)
-	}
+	// What was cut off is not the end of the input: the process must not take it for that.
+	p.mu.Lock()
+	p.input = fmt.Errorf("standard input of the process: %w", err)
+	p.mu.Unlock()
+	_ = p.stop(ctx)
+}
+
+func (p *Process) inputFailure() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.input
 }
 
 // outputs hands a process's output to its writers.
@@ -400,7 +427,12 @@ func (o *outputs) copy(st *stream) error {
 				return fmt.Errorf("%w: %w", err, wire.ErrProtocol)
 			}
 			o.p.exit = exitOf(o.p.id, &exit)
-			return wire.WriteAck(st, wire.EndSeen)
+			if wire.WriteAck(st, wire.EndSeen) != nil && !o.p.cmd.Retain {
+				// The end is known all the same: only the guest does not know that.
+				p := o.p
+				p.session.work(func() { _ = p.session.call(p.session.life, wire.OpRelease, "", wire.ProcessRef{ID: p.id}, nil) })
+			}
+			return nil
 		default:
 			return fmt.Errorf("frame of kind %d among output: %w", kind, wire.ErrProtocol)
 		}

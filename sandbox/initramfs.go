@@ -72,7 +72,10 @@ func initramfs(cacheDir, modules string) (string, error) {
 		return "", fmt.Errorf("writing the initramfs: %w", err)
 	}
 	defer temp.Cleanup()
-	if err := errors.Join(archives(temp), temp.CloseAtomicallyReplace()); err != nil {
+	if err = archives(temp); err == nil {
+		err = temp.CloseAtomicallyReplace()
+	}
+	if err != nil {
 		return "", fmt.Errorf("writing the initramfs: %w", err)
 	}
 	pruneInitramfs(dir, path)

@@ -30,11 +30,17 @@ func (s *client) StartJob(ctx context.Context, cmd Command) (Job, error) {
 		return Job{}, err
 	}
 	req.Detach = true
-	var started wire.Started
-	if err := s.call(ctx, wire.OpStart, "", req, &started); err != nil {
+	defer s.use()()
+	st, id, err := s.startProcess(ctx, req)
+	if err != nil {
 		return Job{}, err
 	}
-	return s.Job(ctx, strconv.FormatUint(started.ID, 10))
+	st.Close()
+	job, err := s.Job(ctx, strconv.FormatUint(id, 10))
+	if err != nil { // it runs all the same
+		job = Job{ID: strconv.FormatUint(id, 10), State: JobRunning, Started: time.Now()}
+	}
+	return job, nil
 }
 
 // Jobs returns the processes that run and those that are retained.

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -42,7 +43,9 @@ func TestAnotherUserMayNotAttachToASession(t *testing.T) {
 	require.NoError(t, other.Start())
 	conn, err := l.Accept()
 	require.NoError(t, err)
-	_, err = (&Session{}).greet(conn.(*net.UnixConn), "")
+	s := &Session{}
+	s.init(t.Context(), "mine", slog.New(slog.DiscardHandler))
+	_, err = s.greet(conn.(*net.UnixConn), "")
 	require.ErrorContains(t, err, "user 65534 may not attach")
 	conn.Close()
 	require.NoError(t, other.Wait())

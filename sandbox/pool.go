@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"reflect"
@@ -165,7 +166,11 @@ func (h *Host) standby(ctx context.Context, o Options) (*Session, error) {
 	}
 	warm, cancel := context.WithTimeout(ctx, wakeTimeout)
 	defer cancel()
-	if _, err = s.Run(warm, Command{Shell: "true"}); err == nil {
+	_, err = s.Run(warm, Command{Shell: "true"})
+	if file := new(FileError); errors.As(err, &file) || errors.Is(err, ErrInvalid) {
+		err = nil // the image has no shell, or not the user: that is for who uses the session
+	}
+	if err == nil {
 		err = s.vm.Stop()
 	}
 	if err != nil {

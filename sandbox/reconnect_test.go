@@ -2,11 +2,14 @@ package sandbox
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/adrg/xdg"
@@ -15,23 +18,39 @@ import (
 	"github.com/gondolin-go/gondolin/images"
 )
 
-// Processes belong to the guest, not to a connection.
-func TestLostConnectionLosesNoProcessAndNoOutput(t *testing.T) {
+// realSession is one on a real machine.
+func realSession(t *testing.T) *Session {
 	store, err := images.OpenStore(filepath.Join(xdg.CacheHome, "gondolin", "images"))
 	require.NoError(t, err)
 	img, err := store.Get("default")
 	require.NoError(t, err, "build it with `make image`")
 	dir, err := os.MkdirTemp("", "gnd")
 	require.NoError(t, err)
-	defer os.RemoveAll(dir)
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	h, err := NewHost(t.Context(), HostOptions{RuntimeDir: dir, Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
-	defer h.Close()
+	t.Cleanup(func() { h.Close() })
 	s, err := h.Create(t.Context(), Options{Image: Image{
 		ID: img.ID(), Kernel: img.Path("kernel"), Modules: img.Path("modules.cpio"), RootDisk: img.Path("root.ext4"),
 	}})
 	require.NoError(t, err)
+	return s
+}
 
+// breakConnection ends the connection to the guest's agent, if there is one.
+func breakConnection(s *Session) {
+	s.mu.Lock()
+	mux := s.mux
+	s.mu.Unlock()
+	if mux != nil {
+		mux.Close()
+	}
+}
+
+// Processes belong to the guest, not to a connection.
+func TestLostConnectionLosesNoProcessAndNoOutput(t *testing.T) {
+	s := realSession(t)
+	t.Run("input", func(t *testing.T) { inputThatIsCutOffIsAnError(t, s) })
 	var out progress
 	p, err := s.Start(t.Context(), Command{Shell: "for i in $(seq 200); do seq 1000; sleep 0.01; done", Stdout: &out})
 	require.NoError(t, err)
@@ -40,12 +59,7 @@ func TestLostConnectionLosesNoProcessAndNoOutput(t *testing.T) {
 	for range 4 {
 		before := out.len()
 		require.Eventually(t, func() bool { return out.len() > before }, 20*time.Second, time.Millisecond, "output flows")
-		s.mu.Lock()
-		mux := s.mux
-		s.mu.Unlock()
-		if mux != nil {
-			mux.Close()
-		}
+		breakConnection(s)
 		require.Equal(t, "answers", answer(t, s))
 	}
 	exit, err := p.Wait()
@@ -58,6 +72,34 @@ func TestLostConnectionLosesNoProcessAndNoOutput(t *testing.T) {
 	chunk, err := s.Output(t.Context(), job.ID, 0, 100, 10*time.Second)
 	require.NoError(t, err)
 	require.Equal(t, "done\n", string(chunk.Data))
+}
+
+// What did not arrive is not taken for the end of the input, by neither side, and nobody waits for the rest.
+func inputThatIsCutOffIsAnError(t *testing.T, s *Session) {
+	in, feed := io.Pipe()
+	defer feed.Close()
+	var out progress
+	p, err := s.Start(t.Context(), Command{Argv: []string{"cat"}, Stdin: in, Stdout: &out, Grace: time.Second})
+	require.NoError(t, err)
+	_, err = feed.Write([]byte("first"))
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return out.len() > 0 }, 20*time.Second, time.Millisecond)
+	breakConnection(s)
+	go func() {
+		for { // the loss shows when there is something to write
+			if _, err := feed.Write([]byte("more")); err != nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
+	exit, err := p.Wait()
+	require.ErrorContains(t, err, "standard input of the process")
+	require.Equal(t, "SIGTERM", exit.Signal)
+
+	exit, err = s.Run(t.Context(), Command{Argv: []string{"cat"}, Stdin: iotest.ErrReader(errors.New("the disk is gone")), Grace: time.Second})
+	require.ErrorContains(t, err, "the disk is gone")
+	require.Equal(t, "SIGTERM", exit.Signal)
 }
 
 // progress is output that can be watched while it comes.

@@ -155,7 +155,8 @@ func attach(ctx context.Context, runtimeDir, id string, log *slog.Logger) (*Atta
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOTDIR) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOTDIR) ||
+			errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENAMETOOLONG) { // too long for an id: a label
 			return nil, unknown("no session %q", id) // its holder is dead
 		}
 		return nil, fmt.Errorf("attaching to session %s: %w", id, err)

@@ -131,6 +131,9 @@ func (s *Session) greet(conn *net.UnixConn, refusal string) (*yamux.Session, err
 	if err := conn.SetDeadline(time.Now().Add(greetTimeout)); err != nil {
 		return nil, err
 	}
+	// The end of the session does not wait for one that says nothing.
+	stop := context.AfterFunc(s.life, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
 	uid, err := peerUID(conn)
 	if err != nil {
 		return nil, fmt.Errorf("asking who attaches: %w", err)
@@ -153,6 +156,9 @@ func (s *Session) greet(conn *net.UnixConn, refusal string) (*yamux.Session, err
 	}
 	if refusal != "" {
 		return nil, errors.New(refusal)
+	}
+	if !stop() {
+		return nil, s.closedError()
 	}
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, err

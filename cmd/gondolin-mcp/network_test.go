@@ -134,6 +134,15 @@ func TestCommandsAreRecordedBeforeTheyRunAndAfter(t *testing.T) {
 	reach("second.test")
 	require.NoError(t, r.ended(second, cmd, sandbox.Exit{}, errors.New("the machine died")))
 	reach("after.test")
+	job, err := r.runs(cmd)
+	require.NoError(t, err)
+	r.leave(job, "7")
+	reach("job.test")
+	r.saw(sandbox.Job{ID: "8", State: sandbox.JobExited})
+	r.saw(sandbox.Job{ID: "7", State: sandbox.JobRunning})
+	reach("still.test")
+	r.saw(sandbox.Job{ID: "7", State: sandbox.JobExited})
+	reach("none.test")
 	require.NoError(t, r.close("it was closed"))
 	out, _, err := runCommand(t, "audit", "show", "--audit-dir="+dir)
 	require.NoError(t, err)
@@ -152,7 +161,11 @@ func TestCommandsAreRecordedBeforeTheyRunAndAfter(t *testing.T) {
 		"network  command 2  allow  https://second.test",
 		"exec  command 2  error  \"ls -l\"  -> 0  ended  (the machine died)",
 		"network  allow  https://after.test",
-	}, lines[1:11])
+		"exec  command 3  \"ls -l\"  started",
+		"network  command 3  allow  https://job.test",
+		"network  command 3  allow  https://still.test",
+		"network  allow  https://none.test",
+	}, lines[1:15])
 
 	s := &session{record: r}
 	_, err = s.Run(t.Context(), cmd)

@@ -23,7 +23,8 @@ type record struct {
 	mu       sync.Mutex
 	log      *audit.Log
 	commands uint64              // numbered so far
-	running  map[uint64]struct{} // those that have not been seen to end; a job counts as long as its session
+	running  map[uint64]struct{} // those that have not been seen to end
+	jobs     map[string]uint64   // those of them that run in the background, by their ids
 }
 
 var _ netguard.Recorder = (*record)(nil)
@@ -112,6 +113,32 @@ func (r *record) over(number uint64) {
 	delete(r.running, number)
 }
 
+// leave says that a command goes on in the background, where its end is seen when somebody asks for it.
+func (r *record) leave(number uint64, id string) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.jobs == nil {
+		r.jobs = map[string]uint64{}
+	}
+	r.jobs[id] = number
+}
+
+// saw takes note of a command in the background that has ended.
+func (r *record) saw(job sandbox.Job) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if number, ok := r.jobs[job.ID]; ok && job.State == sandbox.JobExited {
+		delete(r.jobs, job.ID)
+		delete(r.running, number)
+	}
+}
+
 // only is the number of the command that runs, or "" when it is not one alone: whose a connection is cannot be told then.
 func (r *record) only() string {
 	if r == nil {
@@ -158,7 +185,8 @@ func (r *record) follow(cmd sandbox.Command) (ended func(sandbox.Exit, error), e
 	}
 	return func(exit sandbox.Exit, err error) {
 		if errors.Is(err, sandbox.ErrDetached) {
-			return // it goes on, and its end is not recorded
+			r.leave(number, exit.ID)
+			return // its end is not recorded
 		}
 		_ = r.ended(number, cmd, exit, err) // a record that fails says so at the next command
 	}, nil
@@ -194,7 +222,23 @@ func (s *session) StartJob(ctx context.Context, cmd sandbox.Command) (sandbox.Jo
 	job, err := s.Session.StartJob(ctx, cmd)
 	if err != nil {
 		_ = s.record.ended(number, cmd, sandbox.Exit{}, err) // as in follow
+		return job, err
 	}
+	s.record.leave(number, job.ID)
+	return job, nil
+}
+
+// Output sees that a job has ended.
+func (s *session) Output(ctx context.Context, id string, offset int64, limit int, wait time.Duration) (sandbox.OutputChunk, error) {
+	chunk, err := s.Session.Output(ctx, id, offset, limit, wait)
+	s.record.saw(chunk.Job)
+	return chunk, err
+}
+
+// Job sees that it has ended.
+func (s *session) Job(ctx context.Context, id string) (sandbox.Job, error) {
+	job, err := s.Session.Job(ctx, id)
+	s.record.saw(job)
 	return job, err
 }
 

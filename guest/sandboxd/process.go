@@ -353,11 +353,18 @@ func (p *process) feed(r io.Reader, req *wire.Stdin) *wire.Error {
 	if p.inputEnded.Load() {
 		return inputClosed()
 	}
+	to := p.stdin
 	if req.WaitMS > 0 {
-		_ = p.stdin.SetWriteDeadline(time.Now().Add(time.Duration(req.WaitMS) * time.Millisecond))
-		defer p.stdin.SetWriteDeadline(time.Time{})
+		// A deadline is a file's, and others write too, with another or none.
+		own, err := pollable(p.stdin)
+		if err != nil {
+			return inputClosed()
+		}
+		defer own.Close()
+		_ = own.SetWriteDeadline(time.Now().Add(time.Duration(req.WaitMS) * time.Millisecond))
+		to = own
 	}
-	_, err := wire.NewDataReader(r).WriteTo(p.stdin)
+	_, err := wire.NewDataReader(r).WriteTo(to)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &wire.Error{Code: wire.CodeLimit, Msg: "the process does not read its standard input; some of the data was not delivered"}

@@ -122,9 +122,16 @@ func openTTY(size *wire.Size) (*stdio, error) {
 // pollable returns another handle of a file whose reads and writes end with their
 // deadlines. Those of package pty do not.
 func pollable(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	raw, err := f.SyscallConn() // Fd would make the file blocking
 	if err != nil {
 		return nil, err
+	}
+	fd, dupErr := -1, error(nil)
+	if err := raw.Control(func(of uintptr) { fd, dupErr = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if dupErr != nil {
+		return nil, dupErr
 	}
 	if err := unix.SetNonblock(fd, true); err != nil {
 		unix.Close(fd)

@@ -69,7 +69,9 @@ func muxConfig(linger time.Duration) *yamux.Config {
 	c := yamux.DefaultConfig()
 	c.EnableKeepAlive = false // a local byte stream needs none, and an idle guest stays idle
 	c.MaxStreamWindowSize = window
-	c.ConnectionWriteTimeout = writeTimeout
+	// After its own time yamux breaks off one stream in the middle and goes on with the others. The
+	// guard's deadline ends the connection, which both sides notice.
+	c.ConnectionWriteTimeout = 24 * time.Hour
 	c.StreamOpenTimeout = writeTimeout
 	c.StreamCloseTimeout = linger
 	c.LogOutput = io.Discard

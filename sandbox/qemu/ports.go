@@ -38,6 +38,7 @@ type portConn struct {
 	gone  chan struct{} // closed when it is
 	shut  sync.Once
 	reads atomic.Uint64 // that have ended
+	limit atomic.Int64  // of a write, in nanoseconds; 0 is none
 }
 
 // Dial connects to a port. The caller closes the connection; the guest sees
@@ -67,12 +68,28 @@ func (c *portConn) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
+// SetWriteDeadline gives each following write the time that is left now. A wait for the machine's
+// memory to be copied is not part of it.
+func (c *portConn) SetWriteDeadline(t time.Time) error {
+	var limit time.Duration
+	if !t.IsZero() {
+		limit = max(time.Until(t), 1)
+	}
+	c.limit.Store(int64(limit))
+	return nil
+}
+
 func (c *portConn) Write(b []byte) (int, error) {
 	select {
 	case <-c.turn:
 		defer func() { c.turn <- struct{}{} }()
 	case <-c.gone:
 		return 0, net.ErrClosed
+	}
+	if limit := c.limit.Load(); limit > 0 {
+		if err := c.Conn.SetWriteDeadline(time.Now().Add(time.Duration(limit))); err != nil {
+			return 0, err
+		}
 	}
 	return c.Conn.Write(b)
 }
