@@ -347,6 +347,44 @@ func TestTheSSHCommandOpensASessionAndEndsWithItsCode(t *testing.T) {
 	require.NoFileExists(t, file)
 }
 
+func TestSSHIntoASessionOfAnotherProcessGoesWithTheProgramThatAskedForIt(t *testing.T) {
+	s := sharedSession(t)
+	path, err := filepath.Abs(serverPath)
+	require.NoError(t, err)
+	servers := func() []string {
+		list, err := filepath.Glob(filepath.Join(sharedDir, s.ID(), "ssh-*"))
+		require.NoError(t, err)
+		return list
+	}
+	run := func(args ...string) *exec.Cmd {
+		cmd := exec.CommandContext(t.Context(), path, append([]string{"attach", s.ID(), "--ssh"}, args...)...)
+		cmd.Env, cmd.Stderr = append(os.Environ(), "GONDOLIN_PATHS_RUNTIME="+sharedDir), testWriter{t}
+		return cmd
+	}
+	require.Equal(t, "marked", sh(t, s, "echo marked | tee /root/mark"))
+	before := servers()
+	cmd := run("--", "cat - /root/mark; exit 7")
+	cmd.Stdin = strings.NewReader("in\n")
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	require.ErrorAs(t, err, &exit)
+	require.Equal(t, 7, exit.ExitCode())
+	require.Equal(t, "in\nmarked\n", string(out))
+
+	for _, end := range []os.Signal{os.Interrupt, os.Kill} {
+		show := run("--print")
+		out, err := show.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, show.Start())
+		line, err := bufio.NewReader(out).ReadString('\n')
+		require.NoError(t, err)
+		require.Equal(t, "marked\n", output(t, exec.CommandContext(t.Context(), "sh", "-c", strings.TrimSpace(line)+" cat /root/mark")))
+		require.NoError(t, show.Process.Signal(end))
+		_ = show.Wait()
+	}
+	eventually(t, 10*time.Second, "no server is left", func() bool { return len(servers()) == len(before) })
+}
+
 func TestWhatComesOverSSHIsToldAndCanBeRefused(t *testing.T) {
 	var mu sync.Mutex
 	var told []string

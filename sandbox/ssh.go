@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -36,10 +37,8 @@ type SSHOptions struct {
 type SSH struct {
 	Addr       string
 	ConfigFile string // for ssh -F
-	dir        string
 
-	server  *sshd.Server
-	session *Session
+	shut    func() error
 	closing sync.Once
 	closed  error
 }
@@ -61,14 +60,22 @@ func quoted(s string) string {
 
 // Close ends the server, its connections and their commands. The session's end does that too.
 func (c *SSH) Close() error {
-	c.closing.Do(func() {
-		c.closed = c.server.Close()
-		if err := os.RemoveAll(c.dir); c.closed == nil {
-			c.closed = err
-		}
-		c.session.shells.add(-1)
-	})
+	c.closing.Do(func() { c.closed = c.shut() })
 	return c.closed
+}
+
+// SSH opens an SSH server for the session, in the process that holds it. It is closed with the connection to that.
+// Of the options Forward counts.
+func (a *Attached) SSH(ctx context.Context, o SSHOptions) (*SSH, error) {
+	if o.Listen != "" {
+		return nil, fmt.Errorf("SSH into the session of another process listens where that one chooses: %w", ErrInvalid)
+	}
+	var server wire.SSHServer
+	st, err := a.outlive(ctx, wire.OpSSH, wire.OpenSSH{Forward: o.Forward}, &server, func() {})
+	if err != nil {
+		return nil, err
+	}
+	return &SSH{Addr: server.Addr, ConfigFile: server.ConfigFile, shut: st.Close}, nil
 }
 
 // shells counts a session's SSH servers.
@@ -100,14 +107,14 @@ func (s *Session) SSH(ctx context.Context, o SSHOptions) (*SSH, error) {
 		s.shells.add(-1)
 		return nil, fmt.Errorf("listening for SSH: %w", err)
 	}
-	c, err := s.newSSH(ln, o)
+	c, server, err := s.newSSH(ln, o)
 	if err != nil {
 		ln.Close()
 		s.shells.add(-1)
 		return nil, err
 	}
 	serving := s.work(func() {
-		if err := c.server.Serve(); err != nil {
+		if err := server.Serve(); err != nil {
 			s.log.Warn("serving SSH", "err", err)
 		}
 	}) && s.work(func() {
@@ -122,46 +129,50 @@ func (s *Session) SSH(ctx context.Context, o SSHOptions) (*SSH, error) {
 	return c, nil
 }
 
-func (s *Session) newSSH(ln net.Listener, o SSHOptions) (_ *SSH, err error) {
+func (s *Session) newSSH(ln net.Listener, o SSHOptions) (_ *SSH, _ *sshd.Server, err error) {
 	if !isLoopback(ln.Addr()) {
-		return nil, fmt.Errorf("listening for SSH at %s: use a loopback address: %w", ln.Addr(), ErrInvalid)
+		return nil, nil, fmt.Errorf("listening for SSH at %s: use a loopback address: %w", ln.Addr(), ErrInvalid)
 	}
-	c := &SSH{Addr: ln.Addr().String(), session: s}
-	if c.dir, err = os.MkdirTemp(s.dir.path, "ssh-"); err != nil {
-		return nil, fmt.Errorf("making the directory of SSH's files: %w", err)
+	dir, err := os.MkdirTemp(s.dir.path, "ssh-")
+	if err != nil {
+		return nil, nil, fmt.Errorf("making the directory of SSH's files: %w", err)
 	}
 	defer func() {
 		if err != nil {
-			os.RemoveAll(c.dir)
+			os.RemoveAll(dir)
 		}
 	}()
-	c.ConfigFile = filepath.Join(c.dir, "config")
 	host, _, err := newKey()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	client, private, err := newKey()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	ip, port, err := net.SplitHostPort(c.Addr)
+	ip, port, err := net.SplitHostPort(ln.Addr().String())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	user, _, _ := strings.Cut(s.opts.User, ":")
 	for name, content := range map[string][]byte{
 		"id_ed25519":  private,
 		"known_hosts": append([]byte(SSHName+" "), ssh.MarshalAuthorizedKey(host.PublicKey())...),
-		"config":      []byte(sshConfig(c.dir, ip, port, user)),
+		"config":      []byte(sshConfig(dir, ip, port, user)),
 	} {
-		if err := os.WriteFile(filepath.Join(c.dir, name), content, 0o600); err != nil {
-			return nil, fmt.Errorf("writing SSH's files: %w", err)
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			return nil, nil, fmt.Errorf("writing SSH's files: %w", err)
 		}
 	}
-	c.server = sshd.New(s.life, ln, sshd.Options{
+	server := sshd.New(s.life, ln, sshd.Options{
 		Host: host, Key: client.PublicKey(), Machine: sshMachine{s}, Forward: o.Forward, Logger: s.log,
 	})
-	return c, nil
+	shut := func() error {
+		defer s.shells.add(-1)
+		err := server.Close()
+		return cmp.Or(err, os.RemoveAll(dir))
+	}
+	return &SSH{Addr: ln.Addr().String(), ConfigFile: filepath.Join(dir, "config"), shut: shut}, server, nil
 }
 
 // sshConfig is the configuration for OpenSSH's programs.

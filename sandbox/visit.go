@@ -241,6 +241,8 @@ func (v *visitor) answer(st *yamux.Stream, req *wire.Request, closed <-chan stru
 		return v.describe(st, req)
 	case wire.OpEnd:
 		return v.end(st, req)
+	case wire.OpSSH:
+		return v.ssh(st, req, closed)
 	}
 	if !passedOn[req.Op] {
 		return fmt.Errorf("%q is not for programs that attach: %w", req.Op, ErrInvalid)
@@ -306,6 +308,27 @@ func latest(list []Denial, most int) []Denial {
 		}
 	}
 	return list
+}
+
+// ssh opens an SSH server for as long as the stream is open.
+func (v *visitor) ssh(st *yamux.Stream, req *wire.Request, closed <-chan struct{}) error {
+	var m wire.OpenSSH
+	if err := wire.Unmarshal(req.Body, &m); err != nil {
+		return fmt.Errorf("%w: %w", err, ErrInvalid)
+	}
+	server, err := v.session.SSH(v.ctx, SSHOptions{Forward: m.Forward})
+	if err != nil {
+		return err
+	}
+	defer server.Close()
+	if err := wire.SendReply(st, wire.SSHServer{Addr: server.Addr, ConfigFile: server.ConfigFile}, nil); err != nil {
+		return err
+	}
+	select {
+	case <-closed:
+	case <-v.ctx.Done():
+	}
+	return nil
 }
 
 func (v *visitor) end(st *yamux.Stream, req *wire.Request) error {

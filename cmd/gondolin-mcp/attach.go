@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -75,17 +76,26 @@ say otherwise, and the session's network and mounts in any case. When this progr
 func (a *app) newAttachCommand() *cobra.Command {
 	var f commandFlags
 	var process string
+	var over sshFlags
 	cmd := a.registryFlags(&cobra.Command{
 		Use: "attach SESSION [-- COMMAND [ARGUMENT...]]", Short: "Work in a session that runs: a shell, a command, or one that was left",
 		Long: `Open a shell, or run a command, with this terminal in the machine of a session. Ctrl-] leaves: the
 command goes on, and --process takes it up again with the latest of its output. What it writes
 meanwhile is kept up to 1 MiB; then it waits for somebody to read it. When this program ends
-in another way, so does the command.` + exitCodesHelp,
+in another way, so does the command.
+
+With --ssh this computer's ssh does it, and with --print nothing is run: the command to paste is printed,
+for ssh, scp, rsync and editors, and works until gondolin-mcp is interrupted. --ssh-forward lets clients
+reach ports of the machine's loopback, which editors need.` + exitCodesHelp,
 		Example: `  gondolin-mcp attach 4uuv
   gondolin-mcp attach 4uuv -- top
-  gondolin-mcp attach 4uuv --process 17`,
+  gondolin-mcp attach 4uuv --process 17
+  gondolin-mcp attach 4uuv --ssh --print --ssh-forward`,
 		Args: arguments(1, anyNumber), ValidArgsFunction: a.completeSessions(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if over.any() {
+				return a.joinSSH(cmd, args, &over)
+			}
 			if process != "" && len(args) > 1 {
 				return usageError{named(cmd, fmt.Errorf("--process takes up a command that runs; leave %q out, or the flag", args[1]))}
 			}
@@ -94,7 +104,47 @@ in another way, so does the command.` + exitCodesHelp,
 	})
 	f.addForSession(cmd)
 	cmd.Flags().StringVar(&process, "process", "", "take up this `process` of the session, which was left before")
+	cmd.Flags().BoolVar(&over.on, "ssh", false, "with this computer's ssh")
+	cmd.Flags().BoolVar(&over.show, "print", false, "with --ssh: print the command and wait")
+	cmd.Flags().BoolVar(&over.forward, "ssh-forward", false, "with --ssh: let clients reach ports of the machine's loopback")
 	return cmd
+}
+
+// sshFlags say how a session is opened over SSH.
+type sshFlags struct{ on, show, forward bool }
+
+func (f *sshFlags) any() bool { return f.on || f.show || f.forward }
+
+// joinSSH opens a session of another process over SSH. args are its name and a command.
+func (a *app) joinSSH(cmd *cobra.Command, args []string, f *sshFlags) error {
+	if !f.on {
+		return usageError{named(cmd, errors.New("--print and --ssh-forward are about SSH: give --ssh too"))}
+	}
+	for _, name := range []string{"process", "tty", "env", "user", "cwd"} {
+		if cmd.Flags().Changed(name) {
+			return usageError{named(cmd, fmt.Errorf("--%s is not for --ssh: leave one of them out", name))}
+		}
+	}
+	client, err := sshClient(cmd, f.show, args[1:])
+	if err != nil {
+		return err
+	}
+	r, err := a.openRegistry(cmd)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	s, err := r.attach(cmd.Context(), args[0])
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	way, err := s.SSH(cmd.Context(), sandbox.SSHOptions{Forward: f.forward})
+	if err != nil {
+		return codeError{err, exitNotRun}
+	}
+	defer way.Close()
+	return sshVia(cmd, client, way, f.show, args[1:], s.Done(), func() string { return fmt.Sprintf("session %s: %s", s.ID(), s.Reason()) })
 }
 
 // join runs a command in a session of another process, or takes up one that runs.

@@ -32,13 +32,9 @@ machine's loopback, which editors need.` + exitCodesHelp,
 }
 
 func (a *app) ssh(cmd *cobra.Command, args []string, show bool, name string) error {
-	ctx := cmd.Context()
-	client, err := exec.LookPath("ssh")
-	switch {
-	case show && len(args) > 0:
-		return usageError{named(cmd, errors.New("--print runs no command: leave one of them out"))}
-	case err != nil && !show:
-		return codeError{fmt.Errorf("no SSH client: install OpenSSH's, or use --print: %w", err), exitNotFound}
+	client, err := sshClient(cmd, show, args)
+	if err != nil {
+		return err
 	}
 	config, err := a.loadHere()
 	if err != nil {
@@ -50,22 +46,41 @@ func (a *app) ssh(cmd *cobra.Command, args []string, show bool, name string) err
 		return err
 	}
 	defer end()
-	way, err := s.SSH(ctx, sandbox.SSHOptions{Forward: config.SSH.Forward})
+	way, err := s.SSH(cmd.Context(), sandbox.SSHOptions{Forward: config.SSH.Forward})
 	if err != nil {
 		return codeError{err, exitNotRun}
 	}
+	err = sshVia(cmd, client, way, show, args, s.Done(), func() string { return fmt.Sprintf("session %s ended: %s", s.ID(), s.Info().Reason) })
+	if !show {
+		tellDenials(cmd.ErrOrStderr(), s.Denials(time.Time{}))
+	}
+	return err
+}
+
+// sshClient finds this computer's client, which --print can do without, for a command line.
+func sshClient(cmd *cobra.Command, show bool, command []string) (string, error) {
+	client, err := exec.LookPath("ssh")
+	switch {
+	case show && len(command) > 0:
+		return "", usageError{named(cmd, errors.New("--print runs no command: leave one of them out"))}
+	case err != nil && !show:
+		return "", codeError{fmt.Errorf("no SSH client: install OpenSSH's, or use --print: %w", err), exitNotFound}
+	}
+	return client, nil
+}
+
+// sshVia runs the client, or shows how and waits until the session is done, for the reason that why gives.
+func sshVia(cmd *cobra.Command, client string, way *sandbox.SSH, show bool, command []string, done <-chan struct{}, why func() string) error {
 	if show {
 		fmt.Fprintln(cmd.OutOrStdout(), way.Command())
 		select {
-		case <-ctx.Done():
+		case <-cmd.Context().Done():
 			return nil
-		case <-s.Done():
-			return codeError{fmt.Errorf("session %s ended: %s", s.ID(), s.Info().Reason), exitNotRun}
+		case <-done:
+			return codeError{errors.New(why()), exitNotRun}
 		}
 	}
-	err = runSSH(ctx, client, append(way.Argv("ssh")[1:], append([]string{sandbox.SSHName}, args...)...), cmd)
-	tellDenials(cmd.ErrOrStderr(), s.Denials(time.Time{}))
-	return err
+	return runSSH(cmd.Context(), client, append(way.Argv("ssh")[1:], append([]string{sandbox.SSHName}, command...)...), cmd)
 }
 
 // runSSH runs the client on this program's terminal. Its interrupts are the client's: it hands

@@ -48,6 +48,7 @@ const (
 	OpWatch    Op = "watch"  // the reply comes when the session ends
 	OpDetach   Op = "detach" // leave a process of this connection running; ProcessRef
 	OpEnd      Op = "end"
+	OpSSH      Op = "ssh" // the server is there until the stream closes
 )
 
 // Request begins a stream.

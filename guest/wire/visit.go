@@ -21,3 +21,14 @@ type Describe struct {
 	Console int  `cbor:"1,keyasint,omitempty"` // lines of the end of the console
 	Denials bool `cbor:"2,keyasint,omitempty"` // what the host refused the guest
 }
+
+// OpenSSH asks for an SSH server for the session; OpSSH.
+type OpenSSH struct {
+	Forward bool `cbor:"1,keyasint,omitempty"`
+}
+
+// SSHServer is the answer: where it listens on the host's loopback, and a configuration for OpenSSH's programs.
+type SSHServer struct {
+	Addr       string `cbor:"1,keyasint"`
+	ConfigFile string `cbor:"2,keyasint"`
+}
