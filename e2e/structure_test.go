@@ -32,7 +32,7 @@ var mayImport = map[string][]string{
 	"guest":                {"guest/near", "guest/pid1", "guest/sandboxd", "guest/sandboxfs", "guest/sandboxingress", "guest/sandboxssh"},
 	"guest/near":           {"guest/wire"},
 	"guest/pid1":           {"guest/near"},
-	"guest/sandboxd":       {"guest/wire", "guest/pid1", "guest/port", "guest/sandboxfs"},
+	"guest/sandboxd":       {"guest/wire", "guest/near", "guest/pid1", "guest/port", "guest/sandboxfs"},
 	"guest/sandboxfs":      {"guest/wire", "guest/fsport", "guest/port"},
 	"guest/sandboxingress": {"guest/wire", "guest/port"},
 	"guest/port":           {"guest/wire"},
