@@ -178,6 +178,16 @@ func TestTerminalHasASizeThatCanChange(t *testing.T) {
 	require.Zero(t, exit.Code)
 }
 
+// It is set for what is dear under translation; whoever sets it otherwise has a reason.
+func TestWhatProgramsAreToldOfTheProcessorCanBeOverridden(t *testing.T) {
+	out, exit := try(t, sharedSession(t), sandbox.Command{
+		Shell: "echo $OPENSSL_ia32cap; openssl dgst -sha256 /dev/null", Env: map[string]string{"OPENSSL_ia32cap": "~0"},
+	})
+	require.Zero(t, exit.Code)
+	require.Contains(t, out, "~0\n")
+	require.Contains(t, out, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
+}
+
 // Agents' own sandboxes are built on it.
 func TestProgramsCanConfineThemselvesWithLandlock(t *testing.T) {
 	const version = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1) >= 1)" // landlock_create_ruleset(2)

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gondolin-go/gondolin/guest/near"
 	"github.com/gondolin-go/gondolin/guest/wire"
 )
 
@@ -135,6 +136,7 @@ func environment(acc *account, extra []string, tty bool) []string {
 		"PATH=" + defaultPath, "HOME=" + acc.home, "USER=" + acc.name, "LOGNAME=" + acc.name,
 		"SHELL=" + acc.shell, "LANG=C.UTF-8",
 	}
+	env = append(env, near.Environment()...)
 	if tty {
 		env = append(env, "TERM=xterm-256color")
 	}
