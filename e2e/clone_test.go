@@ -111,18 +111,6 @@ func TestClonesSeeNothingOfEachOther(t *testing.T) {
 	require.Equal(t, "1073741824", sh(t, c, "blockdev --getsize64 /dev/vdb || cat /sys/block/vdb/size | awk '{print $1*512}'"))
 }
 
-// A clone runs a command by itself when it wakes up, so that the first one is quick. Nothing of it stays.
-func TestTheRehearsalOfACloneLeavesNothing(t *testing.T) {
-	two := sandbox.Options{Limits: sandbox.Limits{CPUs: 2, MemoryMiB: 512}}
-	s := newSession(t, templated(t, sandbox.HostOptions{}, two), two)
-	require.Equal(t, sandbox.OriginCloned, s.Info().Origin)
-	_, exit := try(t, s, sandbox.Command{Argv: []string{"true"}})
-	require.Equal(t, "1", exit.ID, "the session's first command")
-	eventually(t, 20*time.Second, "it is over", func() bool {
-		return sh(t, s, "cat /proc/[0-9]*/comm | grep -c rehearsal; ls /sys/fs/cgroup/cmd | grep -c rehearsal; true") == "0\n0"
-	})
-}
-
 func TestDamagedTemplateOnDiskIsBuiltAgainWhileSessionsBoot(t *testing.T) {
 	cache := cacheOfOwn(t)
 	h := templated(t, sandbox.HostOptions{CacheDir: cache}, small)

@@ -28,9 +28,6 @@ func main() {
 	case os.Args[0] == "sandboxd":
 		near.Calm()
 		sandboxd.Main(context.Background(), version)
-	case os.Args[0] == sandboxd.RehearsalName:
-		near.Calm()
-		sandboxd.Rehearse()
 	case os.Args[0] == "sandboxfs":
 		near.Calm()
 		near.Settle()

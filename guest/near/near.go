@@ -2,8 +2,8 @@
 
 // Package near makes the guest quiet where waking a processor is dear, as it is under
 // translation: there a sleeping processor of the guest is a sleeping thread of the host. The host says so on the
-// kernel's command line (wire.CmdlineNear), which Wanted tells; without that Stay, Calm and Settle do nothing. What
-// fails leaves the guest slower and is not reported.
+// kernel's command line (wire.CmdlineNear); without that its functions do nothing. What fails leaves the guest slower
+// and is not reported.
 package near
 
 import (
@@ -13,15 +13,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/gondolin-go/gondolin/guest/wire"
 )
 
-// Wanted reports whether the host asks for it.
-var Wanted = sync.OnceValue(func() bool {
+// wanted reports whether the host asks for it.
+var wanted = sync.OnceValue(func() bool {
 	line, err := os.ReadFile("/proc/cmdline")
 	return err == nil && slices.Contains(strings.Fields(string(line)), wire.CmdlineNear)
 })
@@ -31,7 +30,7 @@ var Wanted = sync.OnceValue(func() bool {
 // OpenSSL decrypts AES-GCM with code for processors that have AVX and MOVBE, which take much longer to translate
 // and to run than the code without: 9 MB/s of 40. Here it believes that there is no MOVBE (bit 54; OPENSSL_ia32cap(3)).
 func Environment() []string {
-	if runtime.GOARCH != "amd64" || !Wanted() {
+	if runtime.GOARCH != "amd64" || !wanted() {
 		return nil
 	}
 	return []string{"OPENSSL_ia32cap=~0x40000000000000:~0"}
@@ -41,7 +40,7 @@ func Environment() []string {
 // rather than wake an idle one: a request to a mount, which wakes three processes in turn, took up to
 // five times as long. A kernel without the knob goes without.
 func Stay() {
-	if !Wanted() {
+	if !wanted() {
 		return
 	}
 	const debugfs = "/sys/kernel/debug"
@@ -63,7 +62,7 @@ const slack = 5_000_000
 // that the runtime starts, so that it has the lowest number after the main one. If it is
 // another, that one's timers are coarser, which does no harm.
 func Calm() {
-	if !Wanted() {
+	if !wanted() {
 		return
 	}
 	if t := threads(); len(t) > 1 {
@@ -75,7 +74,7 @@ func Calm() {
 // the programs that it works for keep theirs, and what each has translated.
 // It is called before the program starts goroutines that shall stay there.
 func Settle() {
-	if !Wanted() {
+	if !wanted() {
 		return
 	}
 	var all, last unix.CPUSet
@@ -91,25 +90,6 @@ func Settle() {
 	}
 	for _, t := range threads() { // those that come later inherit it
 		_ = unix.SchedSetaffinity(t, &last)
-	}
-}
-
-// Processor is the one that the caller runs on; getcpu(2).
-func Processor() int {
-	var cpu uint32
-	_, _, _ = unix.RawSyscall(unix.SYS_GETCPU, uintptr(unsafe.Pointer(&cpu)), 0, 0)
-	return int(cpu)
-}
-
-// Avoid keeps a program off a processor.
-func Avoid(cpu int) {
-	var set unix.CPUSet
-	if unix.SchedGetaffinity(0, &set) != nil {
-		return
-	}
-	set.Clear(cpu)
-	for _, t := range threads() {
-		_ = unix.SchedSetaffinity(t, &set) // none left is refused
 	}
 }
 

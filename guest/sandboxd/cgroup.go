@@ -24,8 +24,6 @@ const maxIdleCgroups = 16
 // cgroups gives each command a cgroup (v2), so that everything it started can
 // be ended, also what left its process group.
 type cgroups struct {
-	prefix string // of their names
-
 	mu        sync.Mutex
 	idle      []*cgroup
 	lingering []*cgroup // the command ended, something it started lives on
@@ -82,7 +80,7 @@ func (c *cgroups) acquire() (*cgroup, error) {
 		return g, nil
 	}
 	c.made++
-	path := filepath.Join(cgroupRoot, c.prefix+strconv.Itoa(c.made))
+	path := filepath.Join(cgroupRoot, strconv.Itoa(c.made))
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return nil, fmt.Errorf("making a cgroup: %w", err)
 	}
@@ -128,15 +126,6 @@ func (c *cgroups) sweepLocked() {
 	}
 	clear(c.lingering[len(kept):])
 	c.lingering = kept
-}
-
-// remove takes away the cgroups that nobody is in.
-func (c *cgroups) remove() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, g := range c.idle {
-		_ = os.Remove(g.path)
-	}
 }
 
 func (g *cgroup) populated() bool {

@@ -46,7 +46,6 @@ type agent struct {
 	readonly bool // the root file system
 	settled  bool
 	procs    *table
-	ahead    *rehearsal
 	files    files
 	parts    parts
 
@@ -60,7 +59,7 @@ type agent struct {
 func run(ctx context.Context, version string) error {
 	// Its name for ps; it would be that of /proc/self/exe.
 	_ = os.WriteFile("/proc/self/comm", []byte("sandboxd"), 0)
-	readonly, ahead, err := prepare(ctx)
+	readonly, err := prepare(ctx)
 	if err != nil {
 		return err
 	}
@@ -68,27 +67,15 @@ func run(ctx context.Context, version string) error {
 	if err != nil {
 		return err
 	}
-	a := &agent{readonly: readonly, announce: wire.Announce{Version: wire.Version, Agent: version, Kernel: kernelRelease()}, procs: newTable(), ahead: ahead}
+	a := &agent{readonly: readonly, announce: wire.Announce{Version: wire.Version, Agent: version, Kernel: kernelRelease()}, procs: newTable()}
 	for {
-		if err := port.Greet(opened{control, a.ahead}, a.announce, a.apply); err != nil {
+		if err := port.Greet(control, a.announce, a.apply); err != nil {
 			return err
 		}
 		if err := a.serve(ctx, control); err != nil {
 			return err
 		}
 	}
-}
-
-// opened gives the rehearsal its cue when a host has opened the port, which a write to it waits for.
-type opened struct {
-	port.Polled
-	ahead *rehearsal
-}
-
-func (o opened) Write(b []byte) (int, error) {
-	n, err := o.Polled.Write(b)
-	o.ahead.begin()
-	return n, err
 }
 
 func kernelRelease() string {
