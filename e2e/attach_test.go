@@ -103,6 +103,23 @@ func TestCommandsOfAProgramThatGoesEndAndThoseThatWereLeftGoOn(t *testing.T) {
 	require.Equal(t, "begin\ngot more\n", rest.String())
 }
 
+// Who takes up a process brings a terminal along, whether the process reads or not.
+func TestAProcessWithoutInputIsTakenUpUnharmed(t *testing.T) {
+	s := sharedSession(t)
+	job, err := s.StartJob(t.Context(), sandbox.Command{Shell: "echo begin; sleep 1; echo end"})
+	require.NoError(t, err)
+	a, err := sandbox.Attach(t.Context(), sharedDir, s.ID(), nil)
+	require.NoError(t, err)
+	defer a.Close()
+	var out bytes.Buffer
+	p, err := a.Rejoin(t.Context(), job.ID, sandbox.Command{Stdin: strings.NewReader("typed\n"), Stdout: &out})
+	require.NoError(t, err)
+	exit, err := p.Wait()
+	require.NoError(t, err)
+	require.Zero(t, exit.Code, exit.Signal)
+	require.Equal(t, "begin\nend\n", out.String())
+}
+
 func TestManyAttachedProgramsAtOnceDoNotMix(t *testing.T) {
 	s := sharedSession(t)
 	var wg sync.WaitGroup

@@ -119,11 +119,13 @@ func (p *Process) feed(ctx context.Context) {
 		st.Close()
 	}
 	var file *FileError
+	var src *wire.SourceError
 	switch {
-	case err == nil, ctx.Err() != nil, errors.Is(err, ErrNoJob):
+	case err == nil, ctx.Err() != nil:
 		return
-	case errors.As(err, &file) && file.Errno == "EPIPE":
-		return // the process wants no more
+	case errors.As(err, &src):
+	case errors.Is(err, ErrNoJob), errors.Is(err, ErrInvalid), errors.As(err, &file) && file.Errno == "EPIPE":
+		return // the process has ended, was started without an input, or wants no more of it
 	}
 	// What was cut off is not the end of the input: the process must not take it for that.
 	p.mu.Lock()

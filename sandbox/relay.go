@@ -78,6 +78,7 @@ func (v *visitor) start(st *yamux.Stream, req *wire.Request, closed <-chan struc
 			ended(Exit{}, err)
 			return err
 		}
+		ended(Exit{ID: job.ID}, ErrDetached)
 		id, err := jobID(job.ID)
 		if err != nil {
 			return err
