@@ -214,6 +214,22 @@ func TestPoolHandsOutReadySessionsWithTheRightTime(t *testing.T) {
 	}
 }
 
+// Its warm-up is a command, and a session need not be able to run that one.
+func TestPoolIsFilledForAUserThatTheImageLacks(t *testing.T) {
+	templated(t, sandbox.HostOptions{}, small)
+	h := newHost(t, sandbox.HostOptions{Pool: sandbox.Pool{Size: 1}})
+	o := small
+	o.Image, o.User = bootable(defaultImage(t)), "nobody-here"
+	require.NoError(t, h.Prepare(o))
+	eventually(t, 20*time.Second, "it is filled", func() bool { return h.Ready() == 1 })
+	s, err := h.Create(t.Context(), o)
+	require.NoError(t, err)
+	require.Equal(t, sandbox.OriginPooled, s.Info().Origin)
+	out, exit := try(t, s, sandbox.Command{Argv: []string{"id", "-un"}, User: "root"})
+	require.Zero(t, exit.Code)
+	require.Equal(t, "root\n", out)
+}
+
 func TestPoolStaysWithinItsMemory(t *testing.T) {
 	h := newHost(t, sandbox.HostOptions{Pool: sandbox.Pool{Size: 8, MemoryMiB: 600}})
 	o := small

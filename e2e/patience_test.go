@@ -159,7 +159,9 @@ func TestCommandGoesOnAfterItsHostStoodStill(t *testing.T) {
 	still := time.Duration(amount(3, 35)) * time.Second
 	count := amount(400, 4000)
 	script := fmt.Sprintf("import time\nfor i in range(%d): print(i); time.sleep(0.01)\nprint('over')", count)
-	cmd := exec.CommandContext(t.Context(), filepath.Join(program(t), "gondolin-mcp"), "run", "--", "python3", "-uc", script)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(program(t), "gondolin-mcp"), "run", "--", "python3", "-uc", script)
 	cmd.Env = append(os.Environ(), "GONDOLIN_PATHS_RUNTIME="+runtimeDir(t))
 	cmd.Stderr = testWriter{t}
 	var out syncBuffer
@@ -169,14 +171,7 @@ func TestCommandGoesOnAfterItsHostStoodStill(t *testing.T) {
 	require.NoError(t, cmd.Process.Signal(syscall.SIGSTOP))
 	time.Sleep(still)
 	require.NoError(t, cmd.Process.Signal(syscall.SIGCONT))
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	select {
-	case err := <-ended:
-		require.NoError(t, err)
-	case <-time.After(90 * time.Second):
-		t.Fatalf("it stands still after %d bytes", len(out.String()))
-	}
+	require.NoError(t, cmd.Wait(), "%d bytes came", len(out.String()))
 	lines := strings.Fields(out.String())
 	require.Len(t, lines, count+1)
 	require.Equal(t, "over", lines[count])

@@ -90,7 +90,6 @@ func inputThatIsCutOffIsAnError(t *testing.T, s *Session) {
 			if _, err := feed.Write([]byte("more")); err != nil {
 				return
 			}
-			time.Sleep(10 * time.Millisecond)
 		}
 	}()
 	exit, err := p.Wait()

@@ -110,6 +110,20 @@ reach ports of the machine's loopback, which editors need.` + exitCodesHelp,
 	return cmd
 }
 
+// visit attaches to a session for a command line that ends with the exit code of what it runs there.
+func (a *app) visit(cmd *cobra.Command, name string) (_ *sandbox.Attached, leave func(), err error) {
+	r, err := a.openRegistry(cmd)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := r.attach(cmd.Context(), name)
+	if err != nil {
+		r.close()
+		return nil, nil, codeError{err, exitNotRun}
+	}
+	return s, func() { s.Close(); r.close() }, nil
+}
+
 // sshFlags say how a session is opened over SSH.
 type sshFlags struct{ on, show, forward bool }
 
@@ -129,16 +143,11 @@ func (a *app) joinSSH(cmd *cobra.Command, args []string, f *sshFlags) error {
 	if err != nil {
 		return err
 	}
-	r, err := a.openRegistry(cmd)
+	s, leave, err := a.visit(cmd, args[0])
 	if err != nil {
 		return err
 	}
-	defer r.close()
-	s, err := r.attach(cmd.Context(), args[0])
-	if err != nil {
-		return err
-	}
-	defer s.Close()
+	defer leave()
 	way, err := s.SSH(cmd.Context(), sandbox.SSHOptions{Forward: f.forward})
 	if err != nil {
 		return codeError{err, exitNotRun}
@@ -157,16 +166,11 @@ func (a *app) join(cmd *cobra.Command, name string, f *commandFlags, args []stri
 	if err != nil {
 		return err
 	}
-	r, err := a.openRegistry(cmd)
+	s, leave, err := a.visit(cmd, name)
 	if err != nil {
 		return err
 	}
-	defer r.close()
-	s, err := r.attach(cmd.Context(), name)
-	if err != nil {
-		return codeError{err, exitNotRun}
-	}
-	defer s.Close()
+	defer leave()
 	front.goesOn = front.tty != nil
 	front.how = func(p *sandbox.Process) string {
 		return fmt.Sprintf("gondolin-mcp attach %s --process %s", s.ID(), p.ID())

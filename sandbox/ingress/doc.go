@@ -26,7 +26,7 @@
 //
 // # Bounds
 //
-// Connections, header sizes and routes are bounded; bodies are streamed, so that a slow reader slows
+// Connections, header sizes, informational answers and routes are bounded; bodies are streamed, so that a slow reader slows
 // its own sender and takes no memory. What comes from the guest is an answer on one request: at worst that fails.
 //
 // # Goroutines

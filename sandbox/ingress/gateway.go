@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -225,20 +226,36 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	to := target{route, w.Header()["Set-Cookie"]}
 	w.Header().Del("Set-Cookie")
-	g.proxy.ServeHTTP(lastWord{w}, r.WithContext(context.WithValue(r.Context(), targetKey{}, to)))
+	ctx, cancel := context.WithCancelCause(context.WithValue(r.Context(), targetKey{}, to))
+	defer cancel(nil)
+	g.proxy.ServeHTTP(&lastWord{ResponseWriter: w, cancel: cancel}, r.WithContext(ctx))
 }
 
 // lastWord keeps the guest's informational answers (103 and the like) from the client: they pass by onResponse.
-type lastWord struct{ http.ResponseWriter }
+type lastWord struct {
+	http.ResponseWriter
+	cancel   context.CancelCauseFunc
+	informed atomic.Int64
+}
 
-func (w lastWord) WriteHeader(code int) {
-	if code >= 200 || code == http.StatusSwitchingProtocols {
+// maxInformed is how many informational answers a guest may send before its answer; net/http allows 5 to
+// whom nobody listens.
+const maxInformed = 16
+
+var errInformed = fmt.Errorf("the server sent more than %d informational answers (1xx) and no other", maxInformed)
+
+// WriteHeader may be called by the connection's goroutine for what comes before the answer.
+func (w *lastWord) WriteHeader(code int) {
+	switch {
+	case code >= 200 || code == http.StatusSwitchingProtocols:
 		w.ResponseWriter.WriteHeader(code)
+	case w.informed.Add(1) > maxInformed:
+		w.cancel(errInformed)
 	}
 }
 
 // Unwrap is for http.ResponseController.
-func (w lastWord) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+func (w *lastWord) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // rewrite turns a request into the one that the guest gets. It keeps its Host, by which the
 // guest's server makes links and judges origins.
@@ -300,6 +317,8 @@ func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	var hook hookError
 	switch {
+	case errors.Is(context.Cause(r.Context()), errInformed):
+		g.page(w, r, pageFailed, port+": "+errInformed.Error())
 	case r.Context().Err() != nil: // nobody is there to read it
 	case errors.As(err, &hook):
 		g.refuse(w, r, hook.error)

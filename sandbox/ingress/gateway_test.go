@@ -292,6 +292,20 @@ func TestInformationalAnswersOfTheGuestStayThere(t *testing.T) {
 	assert.Contains(t, resp.Header.Get("Set-Cookie"), "=secret")
 }
 
+// Nobody sees them, and so nobody's patience slows them down.
+func TestAGuestThatInformsForEverIsCutOff(t *testing.T) {
+	g := rig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for i := 0; i < 1_000_000 && r.Context().Err() == nil; i++ {
+			w.WriteHeader(http.StatusEarlyHints)
+		}
+	}), nil)
+	resp := raw(t, g, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+	assert.Equal(t, 502, resp.StatusCode)
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	assert.Contains(t, string(body), "informational answers")
+}
+
 // What follows another switch is no HTTP that the gateway, or a hook, has read.
 func TestNoProtocolButWebSocketsIsSwitchedTo(t *testing.T) {
 	g := rig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
