@@ -143,6 +143,17 @@ func TestManyAttachedProgramsAtOnceDoNotMix(t *testing.T) {
 	wg.Wait()
 }
 
+func TestAMisspeltSessionIsAnsweredWithTheNamesThatThereAre(t *testing.T) {
+	dir := runtimeDir(t)
+	h := newHost(t, sandbox.HostOptions{RuntimeDir: dir, Register: "e2e"})
+	o := small
+	o.Label = "work"
+	s := newSession(t, h, o)
+	_, err := sandbox.Attach(t.Context(), dir, "wrok", nil)
+	require.ErrorIs(t, err, sandbox.ErrUnknown)
+	require.ErrorContains(t, err, `open are `+s.ID()+` ("work")`)
+}
+
 func TestAttachingHasBounds(t *testing.T) {
 	s := sharedSession(t)
 	var all []*sandbox.Attached

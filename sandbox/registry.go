@@ -122,7 +122,11 @@ func attachByLabel(ctx context.Context, runtimeDir, name string, log *slog.Logge
 	infos, lerr := List(ctx, runtimeDir, log)
 	var open, labelled, begun []string
 	for _, i := range infos {
-		open = append(open, i.ID)
+		known := i.ID
+		if i.Label != "" {
+			known += fmt.Sprintf(" (%q)", printable(i.Label))
+		}
+		open = append(open, known)
 		if i.Label == name && name != "" {
 			labelled = append(labelled, i.ID)
 		}
