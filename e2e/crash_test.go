@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/gondolin-go/gondolin/sandbox"
@@ -144,4 +145,36 @@ func TestLimitsOfSessionsAreToldInWords(t *testing.T) {
 		require.ErrorContains(t, err, want, "all mistakes at once")
 	}
 	require.False(t, strings.Contains(err.Error(), "QEMU"))
+}
+
+// QEMU stands still here; its processors do so where one waits for another for ever.
+func TestBootThatDoesNotGetOnIsStartedAgain(t *testing.T) {
+	t.Parallel()
+	dir := runtimeDir(t)
+	h := newHost(t, sandbox.HostOptions{RuntimeDir: dir, NoTemplates: true, Accelerator: "tcg"})
+	started := make(chan *sandbox.Session, 1)
+	go func() {
+		defer close(started)
+		if s, err := h.Create(t.Context(), sandbox.Options{Image: bootable(defaultImage(t))}); assert.NoError(t, err) {
+			started <- s
+		}
+	}()
+	var first int
+	eventually(t, time.Minute, "the machine", func() bool {
+		files, _ := filepath.Glob(filepath.Join(dir, "*", "qemu.pid"))
+		if len(files) == 0 {
+			return false
+		}
+		b, err := os.ReadFile(files[0])
+		if err == nil {
+			first, err = strconv.Atoi(string(b))
+		}
+		return err == nil
+	})
+	require.NoError(t, syscall.Kill(first, syscall.SIGSTOP))
+	s := <-started
+	require.NotNil(t, s)
+	require.NotEqual(t, first, qemuPID(t, dir, s))
+	require.Equal(t, "again", sh(t, s, "echo again"))
+	require.ErrorIs(t, syscall.Kill(first, 0), syscall.ESRCH, "nothing of the first is left")
 }

@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"guest/near":           {"guest/wire"},
 	"guest/pid1":           {"guest/near"},
 	"guest/sandboxd":       {"guest/wire", "guest/near", "guest/pid1", "guest/port", "guest/sandboxfs"},
-	"guest/sandboxfs":      {"guest/wire", "guest/fsport", "guest/port"},
+	"guest/sandboxfs":      {"guest/wire", "guest/fsport", "guest/near", "guest/port"},
 	"guest/sandboxingress": {"guest/wire", "guest/port"},
 	"guest/port":           {"guest/wire"},
 	"netguard":             {"netguard/policy", "netguard/secret", "netguard/ca"},

@@ -30,7 +30,6 @@ func main() {
 		sandboxd.Main(context.Background(), version)
 	case os.Args[0] == "sandboxfs":
 		near.Calm()
-		near.Settle()
 		sandboxfs.Main()
 	case os.Args[0] == "sandboxingress":
 		near.Calm()

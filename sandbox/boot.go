@@ -116,11 +116,10 @@ func (h *Host) bootAny(ctx context.Context, s *Session, c qemu.Config) error {
 		verdict, proven := verdicts.Get(a)
 		unproven := i < len(list)-1 && (!proven || !verdict.Works)
 		c.Accelerator, c.Verbose = a, unproven
-		var scratch *os.File
-		if scratch, err = h.scratchFor(ctx, s, &c, nil); err != nil {
-			return err // the disk's fault, and not the accelerator's
+		var diskErr error
+		if diskErr, err = h.bootWatched(ctx, s, c, unproven); diskErr != nil {
+			return diskErr // and not the accelerator's fault
 		}
-		err = h.bootOnce(ctx, s, c, start{unproven: unproven, scratch: scratch})
 		if err == nil {
 			if unproven {
 				remember(a, qemu.Verdict{Works: true})
@@ -138,6 +137,21 @@ func (h *Host) bootAny(ctx context.Context, s *Session, c qemu.Config) error {
 		s.log.Warn("falling back to the next accelerator, for this boot of the host", "accelerator", a, "err", err)
 	}
 	return err
+}
+
+// bootWatched boots a machine, and another when the first stalls.
+func (h *Host) bootWatched(ctx context.Context, s *Session, c qemu.Config, unproven bool) (diskErr, err error) {
+	for watch := !unproven; ; watch = false {
+		scratch, err := h.scratchFor(ctx, s, &c, nil)
+		if err != nil {
+			return err, nil
+		}
+		err = h.bootOnce(ctx, s, c, start{unproven: unproven, watch: watch, scratch: scratch})
+		if !errors.Is(err, qemu.ErrStalled) {
+			return nil, err
+		}
+		s.log.Warn("starting the machine again", "err", err)
+	}
 }
 
 // oneLine joins the lines of a message and bounds it.
@@ -196,6 +210,7 @@ func (h *Host) scratchFor(ctx context.Context, s *Session, c *qemu.Config, t *te
 // start says how a machine's life begins.
 type start struct {
 	unproven bool               // nobody knows yet whether the accelerator works
+	watch    bool               // give a boot up that does not get on
 	template *template.Template // to clone; nil: boot
 	scratch  *os.File           // see scratchFor
 	again    bool               // the template was a session's machine, whose port was open
@@ -243,6 +258,11 @@ func (h *Host) bootOnce(ctx context.Context, s *Session, c qemu.Config, from sta
 			return err
 		}
 		limit = min(limit, unprovenTimeout)
+	}
+	if from.watch {
+		watched, stop := vm.WatchBoot(ctx)
+		defer stop()
+		ctx = watched
 	}
 	conn, err := s.connect(ctx, vm, wire.PortControl, limit, from.again)
 	if err != nil {
@@ -315,7 +335,7 @@ func (s *Session) connect(ctx context.Context, vm *qemu.VM, port string, limit t
 		case vm.Err() != nil:
 			err = vm.Err()
 		case ctx.Err() != nil:
-			err = ctx.Err()
+			err = context.Cause(ctx)
 		}
 		if err != nil {
 			conn.Close()

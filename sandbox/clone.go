@@ -271,6 +271,8 @@ func (h *Host) saveBooted(ctx context.Context, dir *runDir, c qemu.Config, o qem
 	if err := dir.recordPID(vm.PID()); err != nil {
 		return err
 	}
+	ctx, stop := vm.WatchBoot(ctx)
+	defer stop()
 	// The guest then waits for a host to open the port, and so do the clones. No
 	// connection is tried: one that closes again might still look open to a clone.
 	if err := vm.WaitOpen(ctx, wire.PortControl, h.opts.BootTimeout); err != nil {

@@ -8,6 +8,7 @@ package near
 
 import (
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -51,6 +52,21 @@ func Stay() {
 	_ = unix.Unmount(debugfs, 0)
 }
 
+// Online brings up the processors that the kernel was told to leave alone. It is called when
+// the guest's kernel has stopped changing its own code, which it does while it boots and when the first of
+// a kind is made, such as a memory cgroup. A processor that translates such code while another
+// changes it can keep the breakpoint that Linux puts there meanwhile, and then runs into it for ever: QEMU before
+// 8.2 hung so in one boot of 400.
+func Online() {
+	if !wanted() {
+		return
+	}
+	switches, _ := filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/online")
+	for _, path := range switches {
+		_ = os.WriteFile(path, []byte("1"), 0)
+	}
+}
+
 // slack is how much later than asked the runtime's monitor may wake up, in nanoseconds. By
 // itself it sleeps from 20 microseconds to 10 milliseconds.
 const slack = 5_000_000
@@ -72,7 +88,7 @@ func Calm() {
 
 // Settle keeps a program that does nothing but pass on data on the last processor:
 // the programs that it works for keep theirs, and what each has translated.
-// It is called before the program starts goroutines that shall stay there.
+// It is called after Online, and before the program starts goroutines that shall stay there.
 func Settle() {
 	if !wanted() {
 		return

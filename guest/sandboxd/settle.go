@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gondolin-go/gondolin/guest/near"
 	"github.com/gondolin-go/gondolin/guest/pid1"
 	"github.com/gondolin-go/gondolin/guest/wire"
 )
@@ -117,6 +118,7 @@ func prepare(ctx context.Context) (readonly bool, err error) {
 	if warm {
 		warmUp(ctx)
 	}
+	near.Online()
 	return readonly, nil
 }
 

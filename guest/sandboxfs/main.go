@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gondolin-go/gondolin/guest/fsport"
+	"github.com/gondolin-go/gondolin/guest/near"
 	"github.com/gondolin-go/gondolin/guest/port"
 	"github.com/gondolin-go/gondolin/guest/wire"
 )
@@ -63,6 +64,7 @@ func serve(dir string, p *port.Port, ready func()) (err error) {
 		if err != nil {
 			return fmt.Errorf("waiting for the host: %w", err)
 		}
+		near.Settle()
 		if seen, err = session(m, p, nonce); err != nil {
 			return err
 		}

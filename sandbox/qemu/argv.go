@@ -192,9 +192,13 @@ func (c *Config) cmdline() string {
 		// time is translated each time. /bin/true takes 8 ms without randomization and 26 ms with it.
 		words = append(words, "norandmaps", "randomize_kstack_offset=off", "init_on_alloc=0", "hardened_usercopy=off",
 			// Of the security modules the one that programs use to confine themselves.
-			"lsm=landlock", "nowatchdog", wire.CmdlineNear)
+			"lsm=landlock", "nowatchdog",
+			// The guest's agent brings up the other processors when it is ready; see near.Online.
+			"maxcpus=1", wire.CmdlineNear)
 		if !c.arm() {
-			words = append(words, "clearcpuid=112") // REP_GOOD: pages are cleared by words and not by "rep stosq"
+			words = append(words,
+				"noreplace-smp",  // or it would make itself one for one processor, and change all of that back
+				"clearcpuid=112") // REP_GOOD: pages are cleared by words and not by "rep stosq"
 		}
 	}
 	if c.Verbose {
