@@ -149,6 +149,7 @@ var keys = table{
 	{path: "network.ssh_agent", flag: "ssh-agent", kind: kindBool, def: false, help: "use the SSH agent of this computer for what a rule allows"},
 	{path: "network.ssh_keys", kind: kindPaths, def: []string{}, help: "files with private keys for SSH"},
 	{path: "network.upstream_ca", kind: kindPaths, def: []string{}, help: "files with certificates of more authorities that servers may have"},
+	{path: "network.proxy", kind: kindEnum, def: ProxyEnvironment, values: []string{ProxyEnvironment, ProxyNone}, help: "how connections leave this computer: environment (through HTTPS_PROXY and its kin, if set) or none"},
 	{path: "network.limits.flows", kind: kindInt, low: 1, high: 4096, def: 512, help: "connections of a session at once"},
 	{path: "network.limits.half_open", kind: kindInt, low: 1, high: 4096, def: 128, help: "connections of a session that are being set up"},
 	{path: "network.limits.names", kind: kindInt, low: 16, high: 16384, def: 4096, help: "names that a session may have looked up"},

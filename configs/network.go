@@ -16,6 +16,12 @@ const (
 	DNSOpen      = "open"
 )
 
+// What Network.Proxy may say.
+const (
+	ProxyEnvironment = "environment" // HTTPS_PROXY, HTTP_PROXY and NO_PROXY
+	ProxyNone        = "none"
+)
+
 // Network says what sessions may reach. By default that is nothing.
 type Network struct {
 	Profiles   []policy.ProfileSpec `koanf:"profiles" yaml:"profiles" json:"profiles"`
@@ -26,6 +32,7 @@ type Network struct {
 	SSHAgent   bool                 `koanf:"ssh_agent" yaml:"ssh_agent" json:"ssh_agent"`
 	SSHKeys    []string             `koanf:"ssh_keys" yaml:"ssh_keys" json:"ssh_keys"`
 	UpstreamCA []string             `koanf:"upstream_ca" yaml:"upstream_ca" json:"upstream_ca"`
+	Proxy      string               `koanf:"proxy" yaml:"proxy" json:"proxy"`
 	Limits     NetworkLimits        `koanf:"limits" yaml:"limits" json:"limits"`
 }
 

@@ -246,6 +246,17 @@ secrets:
 	assert.Contains(t, got[3], `config.yaml:9: secrets[0].hosts[0]: no rule allows "b.test:9"`)
 }
 
+func TestPoolThatDoesNotHoldWhatWasAskedForIsWarnedOf(t *testing.T) {
+	c, err := load(t, "version: 1\npool:\n  size: 4\n", nil)
+	require.NoError(t, err)
+	require.Len(t, c.Warnings(), 1)
+	assert.Contains(t, c.Warnings()[0].String(), "pool.memory: 4GiB holds 2 of the 4 sessions of pool.size, which have 2GiB each")
+	assert.Contains(t, c.Warnings()[0].String(), "raise it to 8GiB")
+	c, err = load(t, "version: 1\npool:\n  size: 4\n  memory: 8GiB\n", nil)
+	require.NoError(t, err)
+	assert.Empty(t, c.Warnings())
+}
+
 // The examples of lists are comments in full.yaml, since by default there is nothing.
 func TestTheExamplesOfTheNetworkInTheFullFileLoad(t *testing.T) {
 	full, err := Example("full")

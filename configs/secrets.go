@@ -151,6 +151,13 @@ func (c *Config) Warnings() []Problem {
 			list = append(list, Problem{Origin: originOf(c.origins, p.Key), Key: p.Key, Message: p.Message, Hint: p.Hint})
 		}
 	}
+	if held := int(c.Pool.Memory / c.Limits.Memory); held < c.Pool.Size {
+		list = append(list, Problem{
+			Origin: originOf(c.origins, "pool.memory"), Key: "pool.memory",
+			Message: fmt.Sprintf("%s holds %d of the %d sessions of pool.size, which have %s each", c.Pool.Memory, held, c.Pool.Size, c.Limits.Memory),
+			Hint:    fmt.Sprintf("raise it to %s", c.Limits.Memory*Size(c.Pool.Size)),
+		})
+	}
 	p, err := policy.Compile(c.Network.Policy())
 	if err != nil {
 		return list // cannot happen after Load

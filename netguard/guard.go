@@ -190,12 +190,8 @@ func (g *Guard) Policy() *policy.Policy { return g.policy.Load() }
 // Used is what the session has used of a rule's quota.
 func (g *Guard) Used(rule string) policy.Quota { return g.limiter.Used(rule) }
 
-// DenialsSeen counts the refusals so far. Handed to Denials later, it gives those that
-// came in between.
-func (g *Guard) DenialsSeen() uint64 { return g.recorder.seen() }
-
-// Denials returns the refusals after the first since of them, oldest first; at most the
-// last 256 are remembered. Equal ones within a second count once.
+// Denials returns the refusals after the first since of them (Stats.Denials of an earlier look),
+// oldest first; at most the last 256 are remembered. Equal ones within a second count once.
 func (g *Guard) Denials(since uint64) []Event { return g.recorder.since(since) }
 
 // Stats are gauges and counters of a Guard.

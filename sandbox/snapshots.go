@@ -99,7 +99,7 @@ func (s *Snapshots) Get(name string) (*Snapshot, error) {
 		if _, serr := os.Stat(s.Dir(name)); serr == nil {
 			return nil, fmt.Errorf("snapshot %s is damaged: it has no %s", name, snapshotManifest)
 		}
-		return nil, fmt.Errorf("snapshot %q in %s: %w", name, s.dir, ErrNoSnapshot)
+		return nil, s.none(name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading snapshot %s: %w", name, err)
@@ -126,6 +126,25 @@ func (s *Snapshots) Get(name string) (*Snapshot, error) {
 	}
 	m.Bytes = template.DiskUsage(s.Dir(name))
 	return m, nil
+}
+
+// none is the error of a name that no snapshot has.
+func (s *Snapshots) none(name string) error {
+	const most = 10
+	var names []string
+	entries, _ := os.ReadDir(s.dir)
+	for _, e := range entries {
+		if e.IsDir() && snapshotName.MatchString(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	switch n := len(names); {
+	case n == 0:
+		return fmt.Errorf("snapshot %q: %w; there is none yet", name, ErrNoSnapshot)
+	case n > most:
+		names = append(names[:most], fmt.Sprintf("and %d more (gondolin-mcp snapshot list)", n-most))
+	}
+	return fmt.Errorf("snapshot %q: %w; there are %s", name, ErrNoSnapshot, strings.Join(names, ", "))
 }
 
 // seal sets the sum of the description.
@@ -173,7 +192,7 @@ func (s *Snapshots) Remove(name string) (int64, error) {
 	// At once for whoever looks, however long it takes.
 	temp := filepath.Join(s.dir, snapshotTemp+newID())
 	if err := os.Rename(s.Dir(name), temp); errors.Is(err, fs.ErrNotExist) {
-		return 0, fmt.Errorf("snapshot %q in %s: %w", name, s.dir, ErrNoSnapshot)
+		return 0, s.none(name)
 	} else if err != nil {
 		return 0, fmt.Errorf("removing snapshot %s: %w", name, err)
 	}
@@ -209,7 +228,7 @@ func (s *Snapshots) collect(dry bool, log *slog.Logger) ([]Leftover, error) {
 
 // write makes a snapshot of what fill writes into a directory, which appears whole or not at all.
 func (s *Snapshots) write(ctx context.Context, m *Snapshot, fill func(dir string) error) error {
-	taken := fmt.Errorf("snapshot %q exists: choose another name, or remove it first: %w", m.Name, ErrInvalid)
+	taken := fmt.Errorf("snapshot %q exists: choose another name, or let the user remove it (gondolin-mcp snapshot remove %s): %w", m.Name, m.Name, ErrInvalid)
 	if err := checkName(m.Name); err != nil {
 		return err
 	}
@@ -220,7 +239,7 @@ func (s *Snapshots) write(ctx context.Context, m *Snapshot, fill func(dir string
 		return fmt.Errorf("making the directory of snapshots: %w", err)
 	}
 	if entries, err := os.ReadDir(s.dir); err == nil && len(entries) >= maxSnapshots {
-		return fmt.Errorf("there are %d snapshots in %s, the most that are kept: remove some: %w", len(entries), s.dir, ErrLimit)
+		return fmt.Errorf("there are %d snapshots in %s, the most that are kept; the user can remove some (gondolin-mcp snapshot list, and remove NAME): %w", len(entries), s.dir, ErrLimit)
 	}
 	if err := enoughRoom(s.dir); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,6 +46,7 @@ func (ps properties) decode(raw json.RawMessage, target any) (given map[string]a
 		}
 	}
 	problems = append(problems, ps.unknown(given)...)
+	problems = append(problems, ps.misplaced(given, clean)...)
 	if len(problems) > 0 {
 		return nil, problems
 	}
@@ -73,6 +75,23 @@ func (ps properties) unknown(given map[string]any) []string {
 			break
 		}
 		problems = append(problems, fmt.Sprintf("`%s` is no argument of this tool%s", short(name, 60), ps.suggest(name)))
+	}
+	return problems
+}
+
+// misplaced names arguments that belong to other actions than the one that is asked for. One
+// that says nothing, as some clients send for each optional one, is no mistake.
+func (ps properties) misplaced(given, clean map[string]any) (problems []string) {
+	action, _ := clean["action"].(string)
+	for _, p := range ps {
+		v := clean[p.name]
+		if given[p.name] == nil || len(p.of) == 0 || slices.Contains(p.of, action) {
+			continue
+		}
+		if v == nil || v == p.fallback || reflect.ValueOf(v).IsZero() {
+			continue
+		}
+		problems = append(problems, fmt.Sprintf("`%s` goes with %s and not with %s: leave it out", p.name, strings.Join(p.of, ", "), action))
 	}
 	return problems
 }

@@ -19,7 +19,7 @@ type Exposed struct {
 type exposeArgs struct {
 	Action  string `json:"action" enum:"open,list,close" default:"open" doc:"open gives a URL for a port, list shows all, close ends one."`
 	Port    int    `json:"port" min:"0" max:"65535" doc:"Port of the machine where an HTTP server listens (127.0.0.1, ::1 or all addresses). Without it, or 0: the routes that /etc/gondolin/listeners declares, a line each: PREFIX :PORT [strip]."`
-	Path    string `json:"path" max:"2048" doc:"open: path of the page, with query if any, such as /docs/?page=2."`
+	Path    string `json:"path" max:"2048" of:"open" doc:"path of the page, with query if any, such as /docs/?page=2."`
 	Session string `json:"session" max:"128" doc:"Id of the session. Default: this connection's own."`
 }
 
@@ -46,9 +46,6 @@ Start the server first (exec with background=true). The URL stays until it is cl
 }
 
 func (s *Server) expose(ctx context.Context, c *call, a *exposeArgs) (*reply, error) {
-	if a.Action != "open" && a.Path != "" {
-		return nil, toolErrorf("nothing was done: `path` goes with the action open only")
-	}
 	if a.Action == "list" && a.Session == "" && s.sessions.id() == "" {
 		return exposeReply(&ExposeResult{Action: a.Action}, ""), nil // and no machine for that
 	}

@@ -56,7 +56,7 @@ func TestExposeGivesListsAndTakesBackURLs(t *testing.T) {
 	for wrong, what := range map[string]string{
 		`{"port":3000,"path":"docs"}`:  "begins with a slash",
 		`{"port":3000,"path":"/a b"}`:  "control characters",
-		`{"action":"list","path":"/"}`: "action open only",
+		`{"action":"list","path":"/"}`: "goes with open and not with list",
 		`{"port":70000}`:               "65535",
 	} {
 		r := c.call("expose", wrong)

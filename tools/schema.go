@@ -14,7 +14,9 @@ import (
 //	Path  string `json:"path" doc:"What it is." need:"yes"`
 //	Limit int    `json:"limit" doc:"…" default:"100" min:"1" max:"1000"`
 //	Mode  string `json:"mode" max:"16" doc:"…" enum:"a,b"`
+//	Count int    `json:"count" of:"fork" doc:"…"`
 //
+// What of names are the values of the argument action that this one belongs to; its description begins with them.
 // The same properties make the published schema and the check of arguments.
 // There is no kind that would need a union in the schema.
 type property struct {
@@ -23,6 +25,7 @@ type property struct {
 	fallback        any // taken when the argument is missing
 	min, max        *int64
 	enum            []string
+	of              []string // actions; none: all
 }
 
 // properties are a tool's arguments in the order of the struct.
@@ -64,6 +67,10 @@ func propertiesOf[T any]() properties {
 		}
 		if v, ok := f.Tag.Lookup("enum"); ok {
 			p.enum = strings.Split(v, ",")
+		}
+		if v, ok := f.Tag.Lookup("of"); ok {
+			p.of = strings.Split(v, ",")
+			p.doc = strings.Join(p.of, ", ") + ": " + p.doc
 		}
 		if v, ok := f.Tag.Lookup("default"); ok {
 			switch p.kind {

@@ -13,16 +13,16 @@ import (
 
 type sessionArgs struct {
 	Action      string `json:"action" need:"yes" enum:"create,list,close,reset,fork,snapshot,restore" doc:"create makes another machine, list shows all, close ends one for good, reset replaces one by a new, empty one, fork makes copies of one that runs, snapshot keeps one under a name, restore makes a session of a snapshot."`
-	Session     string `json:"session" max:"128" doc:"Id of the session to close, reset, fork or snapshot. Default: this connection's own."`
-	Label       string `json:"label" max:"200" doc:"create, reset, restore: a name for people."`
-	Count       int    `json:"count" min:"1" max:"16" default:"1" doc:"fork: how many copies."`
-	Name        string `json:"name" max:"64" doc:"snapshot, restore: the snapshot's name: letters, digits, dots, hyphens and underscores."`
-	DiskOnly    bool   `json:"disk_only" doc:"snapshot: keep files and no processes. A session restored from it boots."`
-	CPUs        int    `json:"cpus" min:"1" max:"64" doc:"create, reset: virtual CPUs. Default: as configured."`
-	MemoryMiB   int    `json:"memory_mib" min:"128" max:"1048576" doc:"create, reset: memory in MiB. Default: as configured."`
-	DiskMiB     int    `json:"disk_mib" min:"64" max:"16777216" doc:"create, reset: room for changes on disk in MiB. Default: as configured."`
-	WallSeconds int    `json:"wall_seconds" min:"1" max:"31536000" doc:"create, reset: age at which the session ends. Default: as configured."`
-	IdleSeconds int    `json:"idle_seconds" min:"1" max:"31536000" doc:"create, reset: time without a call after which the session ends. Default: as configured."`
+	Session     string `json:"session" max:"128" of:"close,reset,fork,snapshot" doc:"id of the session. Default: this connection's own."`
+	Label       string `json:"label" max:"200" of:"create,reset,restore" doc:"a name for people."`
+	Count       int    `json:"count" min:"1" max:"16" default:"1" of:"fork" doc:"how many copies."`
+	Name        string `json:"name" max:"64" of:"snapshot,restore" doc:"the snapshot's name: letters, digits, dots, hyphens and underscores."`
+	DiskOnly    bool   `json:"disk_only" of:"snapshot" doc:"keep files and no processes. A session restored from it boots."`
+	CPUs        int    `json:"cpus" min:"1" max:"64" of:"create,reset" doc:"virtual CPUs. Default: as configured."`
+	MemoryMiB   int    `json:"memory_mib" min:"128" max:"1048576" of:"create,reset" doc:"memory in MiB. Default: as configured."`
+	DiskMiB     int    `json:"disk_mib" min:"64" max:"16777216" of:"create,reset" doc:"room for changes on disk in MiB. Default: as configured."`
+	WallSeconds int    `json:"wall_seconds" min:"1" max:"31536000" of:"create,reset,restore" doc:"age at which the session ends. Default: as configured."`
+	IdleSeconds int    `json:"idle_seconds" min:"1" max:"31536000" of:"create,reset,restore" doc:"time without a call after which the session ends. Default: as configured."`
 }
 
 // SessionInfo is one session in the result of session.
@@ -81,9 +81,6 @@ One is made by itself at the first call; ask for more only to keep things apart,
 func (s *Server) manage(ctx context.Context, c *call, a *sessionArgs) (*reply, error) {
 	switch a.Action {
 	case "create":
-		if a.Session != "" {
-			return nil, toolErrorf("nothing was done: `session` is no choice of a new session's id, which is made up; leave it out")
-		}
 		c.progress.say(func() string { return "starting the sandbox" })
 		sess, err := s.opts.Sandboxes.Create(ctx, s.optionsOf(ctx, a))
 		if err != nil {

@@ -55,9 +55,6 @@ func (s *Server) snapshotSession(ctx context.Context, id string, a *sessionArgs)
 }
 
 func (s *Server) restoreSession(ctx context.Context, c *call, a *sessionArgs) (*reply, error) {
-	if a.Session != "" {
-		return nil, toolErrorf("nothing was done: `session` is no choice of a restored session's id, which is made up; leave it out")
-	}
 	c.progress.say(func() string { return "restoring the snapshot" })
 	sess, err := s.opts.Sandboxes.Restore(ctx, a.Name, s.optionsOf(ctx, a))
 	if err != nil {

@@ -216,3 +216,24 @@ func TestForksSnapshotsAndRestoresAreToldWithTheirIds(t *testing.T) {
 	assert.Equal(t, "vm-4", decodeAs[SessionResult](t, r).SessionID)
 	assert.Contains(t, r.text(), "Restored snapshot one as session vm-4")
 }
+
+func TestArgumentsOfAnotherActionAreRefusedAndNothingIsDone(t *testing.T) {
+	c := dial(t, Options{Sandboxes: newFakeBoxes()})
+	for arguments, want := range map[string]string{
+		`{"action":"create","session":"vm-1"}`:       "`session` goes with close, reset, fork, snapshot and not with create: leave it out",
+		`{"action":"create","name":"x","count":2}`:   "`count` goes with fork and not with create",
+		`{"action":"fork","label":"copy"}`:           "`label` goes with create, reset, restore and not with fork",
+		`{"action":"restore","name":"one","cpus":2}`: "`cpus` goes with create, reset and not with restore",
+		`{"action":"list","disk_only":true}`:         "`disk_only` goes with snapshot and not with list",
+		`{"action":"close","count":"two"}`:           "`count` must be an integer",
+	} {
+		r := c.call("session", arguments)
+		assert.True(t, r.IsError, arguments)
+		assert.Contains(t, r.text(), want)
+		assert.Contains(t, r.text(), "session was not run")
+	}
+	// What says nothing is no mistake: some clients fill in every argument.
+	r := c.call("session", `{"action":"list","session":"","label":"","count":1,"name":null,"disk_only":false}`)
+	require.False(t, r.IsError, r.text())
+	assert.Empty(t, decodeAs[SessionResult](t, r).Sessions)
+}

@@ -110,7 +110,7 @@ func (r report) print(w io.Writer) error {
 func (d *doctor) checks() []func(context.Context) []check {
 	return []func(context.Context) []check{
 		d.checkQEMU, d.checkScratch, d.checkImage, d.checkBuild, d.checkRuntimeDir, d.checkLeftovers,
-		d.checkLimits, d.checkFiles, d.checkMounts, d.checkProbe, d.checkAccelerator,
+		d.checkLimits, d.checkFiles, d.checkMounts, d.checkNetwork, d.checkProbe, d.checkAccelerator,
 	}
 }
 
@@ -130,6 +130,14 @@ func (d *doctor) checkMounts(context.Context) []check {
 		found = append(found, one(name, failing, "", "%s", p)...)
 	}
 	return found
+}
+
+func (d *doctor) checkNetwork(context.Context) []check {
+	const name = "network"
+	if problem := proxyWarning(d.config); problem != "" {
+		return one(name, warned, "unset HTTPS_PROXY and HTTP_PROXY, except hosts with NO_PROXY, or set network.proxy to none", "%s", problem)
+	}
+	return one(name, passed, "", "%s, and connections leave directly", counted(len(d.config.Network.Rules)+len(d.config.Network.Profiles), "rule"))
 }
 
 // checkProbe starts a machine exactly as a call would.

@@ -7,11 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/net/http/httpproxy"
 
 	"github.com/gondolin-go/gondolin/configs"
 	"github.com/gondolin-go/gondolin/netguard"
@@ -54,14 +57,8 @@ func (b *sandboxes) network(ctx context.Context) (*network, error) {
 			}
 			return metered{r, b.metrics}, nil
 		},
-		Limits: netguard.Limits{Flows: l.Flows, HalfOpen: l.HalfOpen, Names: l.Names, Sniff: time.Duration(l.Sniff), Idle: time.Duration(l.Idle)},
-		Upstream: netguard.Upstream{TLS: roots, Log: b.log, Proxy: func(r *http.Request) (string, error) {
-			u, err := http.ProxyFromEnvironment(r)
-			if u == nil || err != nil {
-				return "", err
-			}
-			return u.String(), nil
-		}},
+		Limits:   netguard.Limits{Flows: l.Flows, HalfOpen: l.HalfOpen, Names: l.Names, Sniff: time.Duration(l.Sniff), Idle: time.Duration(l.Idle)},
+		Upstream: netguard.Upstream{TLS: roots, Log: b.log, Proxy: proxyOf(c)},
 	}}
 	for _, m := range c.Network.Maps {
 		host, port, err := m.Split()
@@ -71,6 +68,37 @@ func (b *sandboxes) network(ctx context.Context) (*network, error) {
 		n.Maps = append(n.Maps, netguard.Map{Host: host, Port: port, To: m.To})
 	}
 	return n, nil
+}
+
+// proxyOf says how netguard finds the proxy of a request; nil: there is none.
+func proxyOf(c *configs.Config) func(*http.Request) (string, error) {
+	if c.Network.Proxy != configs.ProxyEnvironment {
+		return nil
+	}
+	return func(r *http.Request) (string, error) {
+		u, err := http.ProxyFromEnvironment(r)
+		if u == nil || err != nil {
+			return "", err
+		}
+		return u.String(), nil
+	}
+}
+
+// proxyWarning says what a proxy in force means, "" without one. Names that it resolves lead to
+// addresses that nobody here sees.
+func proxyWarning(c *configs.Config) string {
+	if c.Network.Proxy != configs.ProxyEnvironment {
+		return ""
+	}
+	env := httpproxy.FromEnvironment()
+	at := firstOf(env.HTTPSProxy, env.HTTPProxy)
+	if at == "" {
+		return ""
+	}
+	if u, err := url.Parse(at); err == nil {
+		at = u.Redacted()
+	}
+	return fmt.Sprintf("connections leave through the proxy %s of the environment, which resolves names itself: rules bind names there and not addresses, so that an allowed name may lead into the proxy's own network", at)
 }
 
 // secrets opens the store of all sessions when the first one needs it, and tries again

@@ -22,6 +22,7 @@ func (b *sandboxes) reach(ctx context.Context, s *session) {
 			b.log.Error("an address of ingress.listen does not lead to the session", "session", s.ID(), "at", l.At, "error", err)
 		default:
 			b.log.Info("HTTP servers of the session are here", "session", s.ID(), "url", i.URL, "port", l.Port)
+			b.tell("port %d of the machine is at %s", l.Port, i.URL)
 		}
 	}
 	if !c.SSH.Enabled {
@@ -33,6 +34,7 @@ func (b *sandboxes) reach(ctx context.Context, s *session) {
 		return
 	}
 	b.log.Info("SSH leads into the session", "session", s.ID(), "command", way.Command())
+	b.tell("the machine is open to %s", way.Command())
 }
 
 // Expose is for agents, and so on the loopback only.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -132,7 +134,13 @@ func onlyNew(cmd *cobra.Command) error {
 	if len(wrong) == 0 {
 		return nil
 	}
-	return usageError{named(cmd, fmt.Errorf("%s: a session that runs keeps its settings; leave it out, or the session", strings.Join(wrong, ", ")))}
+	hint := ""
+	for _, name := range []string{"ssh", "ssh-forward", "env", "user"} {
+		if slices.Contains(wrong, "--"+name) {
+			hint = "; for --ssh, --env and --user there is gondolin-mcp attach"
+		}
+	}
+	return usageError{named(cmd, fmt.Errorf("%s: a session that runs keeps its settings; leave it out, or the session%s", strings.Join(wrong, ", "), hint))}
 }
 
 // runOnce makes a session, runs a command in it, and ends it.
@@ -184,6 +192,11 @@ func sessionFor(cmd *cobra.Command, config *configs.Config, name string) (_ *ses
 	boxes := newSandboxes(cmd.Context(), config, log)
 	boxes.program, boxes.once = cmd.Name(), true
 	boxes.images.build = buildShown(cmd.ErrOrStderr())
+	if !log.Enabled(cmd.Context(), slog.LevelInfo) {
+		boxes.tell = func(format string, args ...any) {
+			fmt.Fprintf(cmd.ErrOrStderr(), "gondolin-mcp: "+format+"\n", args...)
+		}
+	}
 	end = func() {
 		boxes.close()
 		closeLog()

@@ -33,6 +33,7 @@ type sandboxes struct {
 	cwd      string                                              // for configs.WorkspaceCWD
 	program  string                                              // what the registry of sessions calls this process
 	once     bool                                                // it makes one session and ends with it
+	tell     func(format string, args ...any)                    // the person who made it, what the log may leave out
 	life     context.Context                                     // until close
 	end      context.CancelFunc
 	workers  sync.WaitGroup // one for each session, the preparation, a build
@@ -51,6 +52,7 @@ var _ tools.Sandboxes = (*sandboxes)(nil)
 
 func newSandboxes(ctx context.Context, c *configs.Config, log *slog.Logger) *sandboxes {
 	b := &sandboxes{program: "serve", config: c, log: log, cwd: workingDirectory(), policies: newPolicies(c), open: map[string]*session{}}
+	b.tell = func(string, ...any) {}
 	b.metrics = newMetrics(b)
 	b.life, b.end = context.WithCancel(ctx)
 	b.images = &keeper{

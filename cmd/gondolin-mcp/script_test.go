@@ -91,7 +91,7 @@ func lookPath(ts *testscript.TestScript, name string) string {
 
 func environ(ts *testscript.TestScript) []string {
 	var env []string
-	for _, name := range []string{"PATH", "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "TMPDIR", "GONDOLIN_IMAGE_AUTO_BUILD", "GONDOLIN_LIMITS_CPUS", "GONDOLIN_LIMITS_CPU"} {
+	for _, name := range []string{"PATH", "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "TMPDIR", "GONDOLIN_IMAGE_AUTO_BUILD", "GONDOLIN_LIMITS_CPUS", "GONDOLIN_LIMITS_CPU", "GONDOLIN_NETWORK_PROXY", "HTTPS_PROXY"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}

@@ -82,6 +82,9 @@ func (a *app) serve(cmd *cobra.Command) error {
 	for _, problem := range config.Warnings() {
 		log.Warn("probably not meant", "problem", problem)
 	}
+	if problem := proxyWarning(config); problem != "" {
+		log.Warn("addresses are not judged", "problem", problem)
+	}
 	boxes.prepare()
 	err = server.Serve(ctx, in, out)
 	switch {

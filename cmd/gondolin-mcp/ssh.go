@@ -23,7 +23,12 @@ exit code becomes that of gondolin-mcp. When that ends, so does the session. Wit
 nothing is run: the command to paste is printed, for ssh, scp, rsync and editors, and the session
 lives until gondolin-mcp is interrupted. --ssh-forward lets clients reach ports of the
 machine's loopback, which editors need.` + exitCodesHelp,
-		Args: cobra.ArbitraryArgs,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if dash := cmd.ArgsLenAtDash(); len(args) > 0 && dash != 0 {
+				return usageError{named(cmd, fmt.Errorf("%q: this makes a new session, and its command goes after --; for one that runs there is gondolin-mcp attach %s --ssh", args[0], args[0]))}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error { return a.ssh(cmd, args, show, name) },
 	})
 	cmd.Flags().BoolVar(&show, "print", false, "print the command and wait")
