@@ -2,6 +2,7 @@ package vfs
 
 import (
 	"context"
+	"sync"
 	"syscall"
 )
 
@@ -44,7 +45,30 @@ type layerFS struct {
 	wants uint64     // kinds of operations that the layer is asked about
 	paths *pathTable // nil for a layer that needs no paths
 	root  *layerNode
+	// moves is held while a layer judges a name and its operation is done: alone by a rename, which moves what
+	// is at the name then, and together by what else makes or removes names. nil for a layer that judges none.
+	moves *sync.RWMutex
 }
+
+// naming are the operations that make or remove names.
+var naming = kinds(OpCreate, OpMkdir, OpMknod, OpSymlink, OpLink, OpUnlink, OpRmdir)
+
+// holdNames keeps names from changing between what a layer sees and what the operation does.
+func (f *layerFS) holdNames(k OpKind) (release func()) {
+	switch {
+	case f.moves == nil:
+	case k == OpRename:
+		f.moves.Lock()
+		return f.moves.Unlock
+	case kinds(k)&naming != 0:
+		f.moves.RLock()
+		return f.moves.RUnlock
+	}
+	return func() {}
+}
+
+// judgesNames is for the layers whose answer depends on what is at a name.
+func (f *layerFS) judgesNames() { f.moves = &sync.RWMutex{} }
 
 // newLayer wraps root. The wrapped root watches if root does.
 func newLayer(root Node, l layer, wants uint64, paths bool) Node {
@@ -116,6 +140,7 @@ func (f *layerFS) run(ctx context.Context, c *opCall, do func() error) error {
 	if f.wants&(1<<c.Kind) == 0 {
 		return do()
 	}
+	defer f.holdNames(c.Kind)()
 	if f.paths != nil {
 		f.fillPaths(c)
 	}

@@ -33,7 +33,9 @@ type ProtectOptions struct {
 func Protect(root Node, rules *Rules, o ProtectOptions) Node {
 	p := &protect{rules: rules, known: newKnown(root, rules), o: o}
 	wants := mutations&^kinds(OpWrite, OpAllocate) | kinds(OpOpen, OpLookup)
-	return newLayer(root, p, wants, true)
+	n := newLayer(root, p, wants, true)
+	n.(layered).layer().fs.judgesNames()
+	return n
 }
 
 type protect struct {

@@ -30,6 +30,7 @@ func Shadow(root Node, rules *Rules, o ShadowOptions) Node {
 	wants := kinds(OpLookup, OpOpen, OpCreate, OpMkdir, OpMknod, OpSymlink, OpLink, OpUnlink, OpRmdir, OpRename, OpReadDir)
 	n := newLayer(root, s, wants, true)
 	s.fs = n.(layered).layer().fs
+	s.fs.judgesNames()
 	return n
 }
 
