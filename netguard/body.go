@@ -27,18 +27,14 @@ type requestBody struct {
 	over  bool
 }
 
-// guestReader reads a body from the guest, and counts.
+// guestReader reads a body from the guest, which is a sign of life.
 type guestReader struct{ b *requestBody }
 
 func (g guestReader) Read(p []byte) (int, error) {
 	x := g.b.x
 	n, err := g.b.in.Read(p)
 	if n > 0 {
-		x.sent.Add(int64(n))
 		x.watch.touch()
-		if lerr := x.p.limiter.Bytes(x.ruled(), n); lerr != nil {
-			return 0, lerr
-		}
 	}
 	return n, err
 }
@@ -53,6 +49,12 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	}
 	b.begun.Store(true)
 	n, err := b.out.Read(p)
+	if n > 0 { // as it leaves: decoded, it may be a thousand times what came
+		b.x.sent.Add(int64(n))
+		if lerr := b.x.p.limiter.Bytes(b.x.ruled(), n); lerr != nil {
+			err = lerr
+		}
+	}
 	if errors.Is(err, io.EOF) {
 		err = b.end()
 	}
@@ -98,6 +100,9 @@ func (b *requestBody) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.over = true
+	if b.secrets != nil {
+		return b.secrets.Close()
+	}
 	return nil
 }
 

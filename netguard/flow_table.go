@@ -73,6 +73,15 @@ func (f *openFlow) identify(said string) {
 	}
 }
 
+// meant sets what the flow is to: one of its names, or its address.
+func (f *openFlow) meant(host string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.Name = host; host == f.Dst.Addr().String() {
+		f.Name = ""
+	}
+}
+
 func (f *openFlow) setProtocols(p ...policy.Protocol) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -339,4 +340,53 @@ func TestEachRequestOfAnHTTP2ConnectionIsJudged(t *testing.T) {
 	}
 	assert.EqualValues(t, 1, r.flows.Load())
 	assert.EqualValues(t, 1, r.dials.Load())
+}
+
+// A stream without a window keeps net/http's end of an answer, and all of its request: the slots of
+// requests have to bound those too.
+func TestAnswersThatTheGuestGivesNoWindowStayWithinTheBound(t *testing.T) {
+	ts := h2cServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "5")
+		_, _ = io.WriteString(w, "hello")
+	})
+	r := newRig(t, rigOptions{rules: allowAll("example.com")})
+	r.serve("example.com:80", ts)
+	const conns = 20
+	var framers [conns]*http2.Framer
+	for i := range framers {
+		conn := r.open("example.com", 80, false)
+		defer conn.Close()
+		f := http2.NewFramer(conn, conn)
+		framers[i] = f
+		_, err := io.WriteString(conn, http2.ClientPreface)
+		require.NoError(t, err)
+		require.NoError(t, f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}))
+		_, err = f.ReadFrame() // the server's settings: it serves
+		require.NoError(t, err)
+		go func() {
+			for {
+				if _, err := f.ReadFrame(); err != nil {
+					return
+				}
+			}
+		}()
+	}
+	var block bytes.Buffer
+	enc := hpack.NewEncoder(&block)
+	for _, h := range [][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", "example.com"}, {":path", "/"}} {
+		require.NoError(t, enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]}))
+	}
+	first := block.Bytes()
+	for _, f := range framers {
+		for s := range maxStreams {
+			require.NoError(t, f.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(2*s + 1), BlockFragment: first, EndHeaders: true, EndStream: true}))
+		}
+	}
+	waiting := func() int {
+		stacks := make([]byte, 64<<20)
+		return bytes.Count(stacks[:runtime.Stack(stacks, true)], []byte(".runHandler("))
+	}
+	time.Sleep(time.Second) // all have come, and what was turned away without a word has gone
+	assert.LessOrEqual(t, waiting(), 2*maxRequests)
+	assert.Greater(t, waiting(), maxRequests, "or there was nothing to bound")
 }

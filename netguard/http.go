@@ -3,12 +3,14 @@ package netguard
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"log"
 	"log/slog"
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gondolin-go/gondolin/netguard/ca"
@@ -28,6 +30,8 @@ const (
 	// recommends at least 100). Streams that the guest resets count until their handler has
 	// ended, and net/http ends a connection that goes on nevertheless.
 	maxStreams = 100
+	// fewConns of HTTP/2 may have answers that wait for the guest outside of maxRequests.
+	fewConns = 8
 	// connWindow and streamWindow bound what of an upload waits for the server on
 	// one connection and one stream, in bytes. The way to the guest is short.
 	connWindow   = 512 << 10
@@ -38,6 +42,28 @@ const (
 	// pingAfter is how long a peer of HTTP/2 may be silent before it is asked.
 	pingAfter = 60 * time.Second
 )
+
+// enter takes a slot for a request. Where there is none it gives the refusal to answer
+// with, and nothing where too many are answered so already.
+func (p *proxy) enter() (leave func(), full *refusal) {
+	select {
+	case p.slots <- struct{}{}:
+		return func() { <-p.slots }, nil
+	default:
+	}
+	select {
+	case p.full <- struct{}{}:
+		return func() { <-p.full }, &refusal{status: http.StatusServiceUnavailable, rule: "limit", retry: time.Second,
+			reason: fmt.Sprintf("%d requests of this session are under way, which is the most", maxRequests), remedy: "wait and try again"}
+	default:
+		return nil, nil
+	}
+}
+
+// crowded says whether answers have to be taken by the guest while their requests hold their
+// slots. Otherwise net/http keeps the end of an answer, and all of its request, until the
+// guest has given the stream a window: maxStreams on each connection.
+func (p *proxy) crowded() bool { return p.h2.Load() > fewConns }
 
 // underWay is how many requests are.
 func (p *proxy) underWay() int { return len(p.slots) }
@@ -74,6 +100,8 @@ type proxy struct {
 	tls   *tls.Config // towards the guest
 	up    *upstreams
 	slots chan struct{} // a request each
+	full  chan struct{} // a request each that is told that there is no slot
+	h2    atomic.Int32  // connections of HTTP/2
 
 	mu     sync.Mutex
 	active map[*exchange]struct{}
@@ -93,6 +121,7 @@ func newProxy(d proxyDeps) *proxy {
 		policy: d.Policy, limiter: d.Limiter, secrets: d.Secrets, ca: d.CA, recorder: d.Recorder,
 		asker: d.Asker, hooks: d.Hooks, limits: d.Limits, log: d.Log,
 		slots:  make(chan struct{}, maxRequests),
+		full:   make(chan struct{}, maxRequests),
 		active: map[*exchange]struct{}{},
 	}
 	p.tls = p.guestTLS()
@@ -177,6 +206,8 @@ func (p *proxy) serveConn(ctx context.Context, c *webConn, h2 bool) {
 	}
 	if h2 {
 		s.Protocols.SetUnencryptedHTTP2(true) // TLS, if any, has ended before
+		p.h2.Add(1)
+		defer p.h2.Add(-1)
 	} else {
 		s.Protocols.SetHTTP1(true)
 		c.strict = &strict{src: c.in, tls: c.tls, limit: p.limits.HeaderBytes}

@@ -139,7 +139,7 @@ func (x *exchange) stream(resp *http.Response) error {
 		if err != nil && !errors.Is(err, io.EOF) && !x.answered.Load() {
 			return err
 		}
-		if werr := x.pass(resp, buf.b[:n], total != declared); werr != nil {
+		if werr := x.pass(resp, buf.b[:n], total != declared || x.p.crowded()); werr != nil {
 			return werr
 		}
 		switch {

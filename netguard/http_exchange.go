@@ -1,6 +1,7 @@
 package netguard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +46,7 @@ type exchange struct {
 	approved []string // rules to which a human has said yes
 	judged   bool
 	used     []string // secrets put in
+	kept     string   // what to do about a placeholder that went out as it is
 
 	event    Event
 	sent     atomic.Int64
@@ -78,7 +80,14 @@ func (p *proxy) serveRequest(c *webConn, w http.ResponseWriter, r *http.Request)
 		delete(p.active, x)
 	}()
 
-	ref := x.guarded(x.walk)
+	leave, ref := p.enter()
+	if leave == nil {
+		panic(http.ErrAbortHandler)
+	}
+	defer leave()
+	if ref == nil {
+		ref = x.guarded(x.walk)
+	}
 	if ref != nil {
 		ref.reason = p.scrubText(ref.reason)
 		ref.event(&x.event)
@@ -90,7 +99,7 @@ func (p *proxy) serveRequest(c *webConn, w http.ResponseWriter, r *http.Request)
 			ref.last = true
 		}
 		_ = x.ctl.SetWriteDeadline(time.Now().Add(headTime)) // HTTP/2: the guest may have given no window
-		whole = ref.write(w, &x.event) == nil
+		whole = ref.write(w, &x.event) == nil && (!p.crowded() || x.ctl.Flush() == nil)
 	}
 	x.finish()
 	if !whole {
@@ -114,7 +123,7 @@ func (x *exchange) finish() {
 	e := &x.event
 	e.Sent, e.Received, e.Duration = x.sent.Load(), x.received.Load(), time.Since(e.Time)
 	x.mu.Lock()
-	e.Secrets = slices.Clone(x.used)
+	e.Secrets, e.Remedy = slices.Clone(x.used), cmp.Or(e.Remedy, x.kept)
 	x.mu.Unlock()
 	x.p.record(*e)
 }
@@ -132,13 +141,6 @@ func (x *exchange) breakOff(cause error) {
 }
 
 func (x *exchange) walk() *refusal {
-	select {
-	case x.p.slots <- struct{}{}:
-		defer func() { <-x.p.slots }()
-	default:
-		return &refusal{status: http.StatusServiceUnavailable, rule: "limit", retry: time.Second,
-			reason: fmt.Sprintf("%d requests of this session are under way, which is the most", maxRequests), remedy: "wait and try again"}
-	}
 	for _, step := range []func() *refusal{x.check, x.judge, x.permit} {
 		if ref := step(); ref != nil {
 			return ref
@@ -186,9 +188,12 @@ func (x *exchange) check() *refusal {
 		}
 	}
 	x.socket = c.strict != nil && hasToken(r.Header["Connection"], "upgrade") && hasToken(r.Header["Upgrade"], "websocket")
+	// Without what does not reach the server: Connection may name any field.
+	judged := r.Header.Clone()
+	stripHops(judged)
 	x.call = policy.Request{
 		Protocol: policy.HTTP, Host: c.host, Port: c.port,
-		HTTP: policy.HTTPCall{Method: r.Method, Path: x.path, Query: x.query, Header: r.Header},
+		HTTP: policy.HTTPCall{Method: r.Method, Path: x.path, Query: x.query, Header: judged},
 	}
 	switch {
 	case c.tls && x.socket:

@@ -32,6 +32,18 @@ func TestHoleCONNECTThroughAnAllowedHost(t *testing.T) {
 	assert.Zero(t, r.dials.Load())
 }
 
+// Connection names fields that do not reach the server: a rule does not go by them.
+func TestHoleARuleGoesByAFieldThatIsNotSentOn(t *testing.T) {
+	s := plainServer(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Header.Get("X-Read-Only")) })
+	r := newRig(t, rigOptions{rules: []policy.Rule{{Action: policy.ActionAllow, Hosts: []string{"example.com"}, Ports: []string{"*"}, When: `"x-read-only" in headers`}}})
+	r.serve("example.com:80", s)
+	for connection, want := range map[string]int{"close": 200, "close, X-Read-Only": 403} {
+		all := parseResponses(t, r.raw("example.com", "GET / HTTP/1.1\r\nHost: example.com\r\nX-Read-Only: 1\r\nConnection: "+connection+"\r\n\r\n"))
+		require.Len(t, all, 1)
+		assert.Equal(t, want, all[0].StatusCode, connection)
+	}
+}
+
 func TestHolePlainHTTPIsUnfilteredWhileHTTPSIsFiltered(t *testing.T) {
 	h := func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.URL.Path) }
 	s, ts := plainServer(t, h), tlsServer(t, h)

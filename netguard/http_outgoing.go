@@ -155,7 +155,7 @@ func (x *exchange) note(use secret.Use) {
 		}
 	}
 	for _, k := range use.Kept {
-		x.event.Remedy = fmt.Sprintf("the placeholder of %s in the %s went out as it is: the secret is not for that part of a request", k.Name, k.Where)
+		x.kept = fmt.Sprintf("the placeholder of %s in the %s went out as it is: the secret is not for that part of a request", k.Name, k.Where)
 	}
 }
 

@@ -83,7 +83,7 @@ func parseTarget(to string) (mapTarget, error) {
 func (g *Guard) mapped(f *openFlow) (mapTarget, bool) {
 	for _, host := range append(f.hosts(), f.Dst.Addr().String()) {
 		if m, ok := g.maps[mapKey{host, f.Dst.Port()}]; ok {
-			f.identify(host)
+			f.meant(host)
 			f.setProtocols(policy.TCP)
 			return m, true
 		}

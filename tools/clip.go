@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"strings"
 	"sync"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -155,10 +156,11 @@ func validUTF8(b []byte) (string, bool) {
 	return strings.ToValidUTF8(string(b), "\uFFFD"), true
 }
 
-// printable takes control characters out of one line.
+// printable takes out of one line what is not to be seen: control characters, C1 among them, and
+// what turns the direction of writing.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsGraphic(r) {
 			return -1
 		}
 		return r

@@ -98,3 +98,8 @@ func FuzzLine(f *testing.F) {
 		}
 	})
 }
+
+func TestNothingOfTheGuestSteersATerminalOrTurnsTheText(t *testing.T) {
+	assert.Equal(t, "a[2Jb", printable("a\x1b[2J\u009b\u202e\x7fb\u2066"))
+	assert.Equal(t, "grün ☂ 漢\u00a0字", printable("grün ☂ 漢\u00a0字"), "what can be read stays")
+}

@@ -20,7 +20,16 @@ type Body struct {
 	// Decoded says that the body's Content-Encoding was undone: remove the header.
 	Decoded bool
 
-	use Use
+	use     Use
+	decoder io.Closer // nil if nothing is decoded
+}
+
+// Close gives back what decoding needs, also while a Read is under way. The source is not closed.
+func (b *Body) Close() error {
+	if b.decoder == nil {
+		return nil
+	}
+	return b.decoder.Close()
 }
 
 // Use says what became of the placeholders; it is complete at the end of the
@@ -36,7 +45,7 @@ func (b *Body) Use() Use {
 // Content-Type says that it is one. On a placeholder of another secret reading
 // fails with a [*LeakError], before the last byte of it is given out: the request must
 // be broken off then, not ended. ctx is for fetching values. A compressed body is
-// decompressed. It fails if the header's Content-Encoding is unknown.
+// decompressed; the caller closes the Body. It fails if the header's Content-Encoding is unknown.
 //
 // It serves for what goes out in an upgraded connection too, a message or a
 // stream at a time, with an empty header.
@@ -46,12 +55,12 @@ func (s *Set) RequestBody(ctx context.Context, t Target, header http.Header, r i
 		return b, nil
 	}
 	if encoding := header.Values("Content-Encoding"); len(encoding) > 0 {
-		decoded, err := decode(encoding, r)
+		decoded, err := s.decode(encoding, r)
 		if err != nil {
 			return nil, err
 		}
 		if decoded != nil {
-			r, b.Decoded, b.LengthUnknown = decoded, true, true
+			r, b.decoder, b.Decoded, b.LengthUnknown = decoded, decoded, true, true
 		}
 	}
 	for i := range s.secrets {

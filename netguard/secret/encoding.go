@@ -2,17 +2,22 @@ package secret
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/andybalholm/brotli"
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zlib"
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/semaphore"
 )
 
 const (
@@ -22,6 +27,10 @@ const (
 	maxWindow = 8 << 20
 	// maxCodings bounds how often a body may have been encoded.
 	maxCodings = 2
+	// maxDecoders bounds the memory of all decoders of a session with a large window, in bytes: four of the
+	// largest, thirty of what servers usually take. More wait for decoderWait.
+	maxDecoders = 128 << 20
+	decoderWait = 30 * time.Second
 )
 
 var known = []string{"gzip", "deflate", "br", "zstd"}
@@ -45,7 +54,7 @@ func AcceptEncoding(value string) string {
 
 // decode undoes the content codings, the last first (RFC 9110, 8.4). It returns
 // nil if there is none.
-func decode(values []string, r io.Reader) (io.ReadCloser, error) {
+func (s *Set) decode(values []string, r io.Reader) (io.ReadCloser, error) {
 	var codings []string
 	for item := range strings.SplitSeq(strings.Join(values, ","), ",") {
 		switch name := strings.ToLower(strings.TrimSpace(item)); name {
@@ -67,7 +76,7 @@ func decode(values []string, r io.Reader) (io.ReadCloser, error) {
 	}
 	chain := &decoders{}
 	for _, c := range slices.Backward(codings) {
-		d := &lazy{coding: c, src: bufio.NewReader(r)}
+		d := &lazy{coding: c, src: bufio.NewReader(r), room: s.decoders}
 		chain.list = append(chain.list, d)
 		r = d
 	}
@@ -93,12 +102,24 @@ func (d *decoders) Close() error {
 type lazy struct {
 	coding string
 	src    *bufio.Reader
-	dec    io.Reader
-	err    error
-	free   func()
+	room   *semaphore.Weighted // bytes
+	closed atomic.Bool
+
+	mu   sync.Mutex // held by a Read
+	held int64      // of room
+	dec  io.Reader
+	err  error
+	free func()
 }
 
-func (l *lazy) Read(p []byte) (int, error) {
+func (l *lazy) Read(p []byte) (n int, err error) {
+	l.mu.Lock()
+	defer func() {
+		l.mu.Unlock()
+		if err != nil || l.closed.Load() {
+			l.letGo()
+		}
+	}()
 	if l.dec == nil && l.err == nil {
 		if _, l.err = l.src.Peek(1); l.err == nil {
 			l.dec, l.err = l.open()
@@ -107,7 +128,7 @@ func (l *lazy) Read(p []byte) (int, error) {
 	if l.err != nil {
 		return 0, l.err
 	}
-	n, err := l.dec.Read(p)
+	n, err = l.dec.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = fmt.Errorf("decoding %s: %w", l.coding, err)
 	}
@@ -120,9 +141,18 @@ func (l *lazy) open() (dec io.Reader, err error) {
 	case "gzip":
 		dec, err = gzip.NewReader(l.src)
 	case "br":
-		dec = brotli.NewReader(l.src)
+		var window int64
+		if window, err = l.brotliWindow(); err == nil {
+			err = l.take(2 * window) // and as much for its output
+		}
+		if err == nil {
+			dec = brotli.NewReader(l.src)
+		}
 	case "zstd":
 		var z *zstd.Decoder
+		if err = l.take(2 * maxWindow); err != nil {
+			break
+		}
 		if z, err = zstd.NewReader(l.src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow)); err == nil {
 			dec, l.free = z, z.Close
 		}
@@ -140,10 +170,53 @@ func (l *lazy) open() (dec io.Reader, err error) {
 	return dec, nil
 }
 
+// close lets the decoder go, or the Read that is under way does when it returns.
 func (l *lazy) close() {
+	l.closed.Store(true)
+	l.letGo()
+}
+
+func (l *lazy) letGo() {
+	if !l.mu.TryLock() {
+		return
+	}
+	defer l.mu.Unlock()
 	if l.free != nil {
 		l.free()
-		l.free = nil
 	}
-	l.dec, l.err = nil, io.ErrClosedPipe
+	l.room.Release(l.held)
+	l.held, l.dec, l.free = 0, nil, nil
+	if l.err == nil {
+		l.err = io.ErrClosedPipe
+	}
+}
+
+// take waits for room for a decoder.
+func (l *lazy) take(bytes int64) error {
+	ctx, cancel := context.WithTimeout(context.Background(), decoderWait)
+	defer cancel()
+	if l.room.Acquire(ctx, bytes) != nil {
+		return fmt.Errorf("no room within %v: too many compressed bodies are under way", decoderWait)
+	}
+	l.held = bytes
+	return nil
+}
+
+// brotliWindow reads the size of the window from the head of a stream (RFC 7932, 9.1).
+func (l *lazy) brotliWindow() (int64, error) {
+	head, err := l.src.Peek(1)
+	if err != nil {
+		return 0, err
+	}
+	bits := 16
+	switch b := head[0]; {
+	case b&1 == 0:
+	case b>>1&7 != 0:
+		bits = 17 + int(b>>1&7)
+	case b>>4&7 == 0:
+		bits = 17
+	default:
+		bits = 8 + int(b>>4&7) // 1 is no window, which the decoder says
+	}
+	return 1 << bits, nil
 }

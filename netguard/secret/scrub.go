@@ -98,7 +98,7 @@ func (s *Set) ResponseBody(status int, header http.Header, body io.ReadCloser) (
 	var decoded io.ReadCloser
 	if encoding := header.Values("Content-Encoding"); len(encoding) > 0 {
 		var err error
-		if decoded, err = decode(encoding, body); err != nil {
+		if decoded, err = s.decode(encoding, body); err != nil {
 			return nil, err
 		}
 		if decoded != nil && status == http.StatusPartialContent {

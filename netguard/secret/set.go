@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // Set is the secrets of one session: the placeholders that stand for them in
@@ -15,6 +17,8 @@ type Set struct {
 	store   *Store
 	secrets []held
 	find    *automaton // of placeholders
+
+	decoders *semaphore.Weighted // bytes of maxDecoders
 }
 
 // held is one secret as a session has it.
@@ -59,7 +63,7 @@ func (e *LeakError) Remedy() string {
 
 // Session makes the set of one session, with fresh placeholders.
 func (s *Store) Session() (*Set, error) {
-	set := &Set{store: s}
+	set := &Set{store: s, decoders: semaphore.NewWeighted(maxDecoders)}
 	var list []pattern
 	values := s.current.Load().values
 	for i := range s.specs {
