@@ -29,6 +29,7 @@ const (
 	memNodeCost  = 512
 	memEntryCost = 192
 	memXattrCost = 128
+	memChunkCost = 64
 )
 
 // maxMemFile is the largest size of a file in memory, that of ext4: 16 TiB.

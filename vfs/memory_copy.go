@@ -52,14 +52,14 @@ func (c *copier) node(n *memNode) *memNode {
 			c.m.used += int64(memXattrCost + len(k) + len(v))
 		}
 	}
-	made.data = memData{size: n.data.size, bytes: n.data.bytes}
+	made.data = memData{size: n.data.size, bytes: n.data.bytes, most: len(n.data.chunks)}
 	if n.data.chunks != nil {
 		made.data.chunks = map[int64][]byte{}
 		for i, chunk := range n.data.chunks {
 			made.data.chunks[i] = append(make([]byte, 0, cap(chunk)), chunk...)
 		}
 	}
-	c.m.used += n.data.bytes
+	c.m.used += n.data.bytes + int64(len(n.data.chunks))*memChunkCost
 	if n.dir != nil {
 		made.dir = &memDir{names: maps.Clone(n.dir.names), gaps: n.dir.gaps, last: n.dir.last}
 		c.todo = append(c.todo, n)

@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"maps"
 	"math/bits"
 	"slices"
 )
@@ -16,6 +17,7 @@ type memData struct {
 	size   int64
 	bytes  int64 // sum of the chunks' capacities
 	chunks map[int64][]byte
+	most   int // chunks since the map was made: it never gets smaller by itself
 }
 
 // read fills p with the content at off and returns how much there was.
@@ -40,7 +42,12 @@ func (d *memData) read(p []byte, off int64) int {
 
 // need returns how many bytes chunk i, filled up to end, takes more than now.
 func (d *memData) need(i int64, end int) int64 {
-	return int64(max(0, chunkCap(end)-cap(d.chunks[i])))
+	c, ok := d.chunks[i]
+	n := int64(max(0, chunkCap(end)-cap(c)))
+	if !ok {
+		n += memChunkCost
+	}
+	return n
 }
 
 // chunkCap is the capacity of a chunk that is filled up to end: a power of two, so
@@ -57,7 +64,7 @@ func chunkCap(end int) int {
 func (d *memData) grow(i int64, end int) []byte {
 	c := d.chunks[i]
 	if end > cap(c) {
-		d.bytes += d.need(i, end)
+		d.bytes += int64(chunkCap(end) - cap(c))
 		next := make([]byte, len(c), chunkCap(end))
 		copy(next, c)
 		c = next
@@ -70,6 +77,7 @@ func (d *memData) grow(i int64, end int) []byte {
 		d.chunks = map[int64][]byte{}
 	}
 	d.chunks[i] = c
+	d.most = max(d.most, len(d.chunks))
 	return c
 }
 
@@ -110,13 +118,14 @@ func (d *memData) truncate(size int64) int64 {
 // punch makes the content from off up to end zeros and returns the bytes that
 // became free.
 func (d *memData) punch(off, end int64) int64 {
-	var freed int64
+	var freed, chunks int64
 	for _, i := range d.between(off/memChunk, (end-1)/memChunk) {
 		c := d.chunks[i]
 		from, to := max(0, off-i*memChunk), min(int64(len(c)), end-i*memChunk)
 		switch {
 		case from == 0 && to == int64(len(c)):
 			freed += int64(cap(c))
+			chunks++
 			delete(d.chunks, i)
 		case from >= to:
 		case to == int64(len(c)):
@@ -126,7 +135,12 @@ func (d *memData) punch(off, end int64) int64 {
 		}
 	}
 	d.bytes -= freed
-	return freed
+	if d.most > 64 && len(d.chunks) < d.most/4 {
+		left := make(map[int64][]byte, len(d.chunks))
+		maps.Copy(left, d.chunks)
+		d.chunks, d.most = left, len(left)
+	}
+	return freed + chunks*memChunkCost
 }
 
 // between returns the indices of the chunks from first to last, in order. It goes

@@ -53,12 +53,14 @@ func (d *memDir) remove(name string) {
 	// Half of it gaps: copying what stays costs as much as removing did.
 	if d.gaps++; d.gaps > 64 && d.gaps > len(d.entries)/2 {
 		kept := make([]memEntry, 0, len(d.names)+len(d.names)/4)
+		names := make(map[string]uint64, len(d.names)) // the old one would stay as big as it ever was
 		for _, e := range d.entries {
 			if e.node != nil {
 				kept = append(kept, e)
+				names[e.name] = e.seq
 			}
 		}
-		d.entries, d.gaps = kept, 0
+		d.entries, d.names, d.gaps = kept, names, 0
 	}
 }
 

@@ -332,3 +332,41 @@ func TestMemoryListingsStayExactWhileTheDirectoryChanges(t *testing.T) {
 	// Quadratic work would take minutes.
 	assert.Less(t, time.Since(start), 30*time.Second)
 }
+
+// A map keeps its size when its entries go: files that were full of chunks and directories that were
+// full of names must not keep it.
+func TestMemoryGivesBackWhatEmptiedFilesAndDirectoriesTook(t *testing.T) {
+	root := NewMemory(MemoryOptions{})
+	ctx := t.Context()
+	live := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := live()
+	for i := range 8 {
+		n, f := memCreate(t, root, fmt.Sprint("sparse", i))
+		for c := range int64(100_000) {
+			_, err := f.WriteAt(ctx, []byte{1}, c*memChunk)
+			require.NoError(t, err)
+		}
+		size := int64(0)
+		_, err := f.SetAttr(ctx, Change{Size: &size})
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		n.Release()
+
+		d := memMkdir(t, root, fmt.Sprint("dir", i))
+		for j := range 20_000 {
+			child, err := d.Mknod(ctx, fmt.Sprint(j), 0o644)
+			require.NoError(t, err)
+			child.Release()
+		}
+		for j := range 20_000 {
+			require.NoError(t, d.Unlink(ctx, fmt.Sprint(j)))
+		}
+	}
+	assert.Less(t, live()-before, int64(2<<20))
+	runtime.KeepAlive(root)
+}
