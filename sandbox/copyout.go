@@ -19,7 +19,8 @@ import (
 const maxCopyEntries = 2_000_000
 
 // CopyOut copies a guest file or tree into the host directory dir, under its
-// own base name. maxBytes bounds what it writes, 0 means no bound.
+// own base name. maxBytes bounds what it writes; 0 leaves a little of the disk's room free. A file that did not
+// arrive whole is removed.
 //
 // The guest chooses every name and link target in what it sends: they are
 // resolved beneath dir and cannot leave it, also not through a link that the
@@ -38,8 +39,11 @@ func (s *client) CopyOut(ctx context.Context, path, dir string, maxBytes int64) 
 		return err
 	}
 	defer st.Close()
+	if maxBytes == 0 {
+		maxBytes = spare(dir)
+	}
 	data := &fileReader{st: st, data: wire.NewDataReader(st), left: math.MaxInt64}
-	u := unpacker{root: root, base: filepath.Base(path), left: maxBytes, bounded: maxBytes > 0}
+	u := unpacker{root: root, base: filepath.Base(path), left: maxBytes}
 	if err := u.run(tar.NewReader(data)); err != nil {
 		return fmt.Errorf("copying %s to the host: %w", path, err)
 	}
@@ -49,10 +53,9 @@ func (s *client) CopyOut(ctx context.Context, path, dir string, maxBytes int64) 
 }
 
 type unpacker struct {
-	root    *os.Root
-	base    string // the only name that may be made in root itself
-	left    int64
-	bounded bool
+	root *os.Root
+	base string // the only name that may be made in root itself
+	left int64  // bytes
 }
 
 func (u *unpacker) run(tr *tar.Reader) error {
@@ -67,15 +70,27 @@ func (u *unpacker) run(tr *tar.Reader) error {
 		if n >= maxCopyEntries {
 			return fmt.Errorf("more than %d files: %w", maxCopyEntries, ErrLimit)
 		}
-		if u.bounded {
-			if u.left -= h.Size; u.left < 0 {
-				return fmt.Errorf("more bytes than allowed: %w", ErrLimit)
-			}
+		if isSparse(h) {
+			return fmt.Errorf("%q: holes in an archive are not taken: %w", h.Name, ErrInvalid)
+		}
+		if u.left -= h.Size; u.left < 0 {
+			return fmt.Errorf("more bytes than allowed, or than the disk has room for: %w", ErrLimit)
 		}
 		if err := u.one(tr, h); err != nil {
 			return fmt.Errorf("%q: %w", h.Name, err)
 		}
 	}
+}
+
+// isSparse is for entries of which a few bytes become as many zeros as their header says. Our packer
+// makes none.
+func isSparse(h *tar.Header) bool {
+	for name := range h.PAXRecords {
+		if strings.HasPrefix(name, "GNU.sparse.") {
+			return true
+		}
+	}
+	return h.Typeflag == tar.TypeGNUSparse
 }
 
 func (u *unpacker) one(r io.Reader, h *tar.Header) error {
@@ -159,5 +174,8 @@ func (u *unpacker) file(r io.Reader, name string, mode fs.FileMode) error {
 		return err
 	}
 	_, err = io.Copy(f, r)
-	return errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Close()); err != nil {
+		err = errors.Join(err, u.root.Remove(name))
+	}
+	return err
 }

@@ -3,8 +3,10 @@ package sandbox
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -36,7 +38,7 @@ func TestCraftedArchiveMakesNothingThatLeavesTheDirectory(t *testing.T) {
 			root, err := os.OpenRoot(dir)
 			require.NoError(t, err)
 			defer root.Close()
-			u := unpacker{root: root, base: "a"}
+			u := unpacker{root: root, base: "a", left: 1 << 20}
 			_ = u.run(tar.NewReader(&b))
 			require.NoError(t, filepath.WalkDir(outer, func(p string, d os.DirEntry, err error) error {
 				if d.Type()&os.ModeSymlink != 0 {
@@ -54,4 +56,64 @@ func TestCraftedArchiveMakesNothingThatLeavesTheDirectory(t *testing.T) {
 			}))
 		})
 	}
+}
+
+// tarBlock is one raw header; archive/tar writes none with holes.
+func tarBlock(name string, kind byte, size int64) []byte {
+	b := make([]byte, 512)
+	copy(b, name)
+	copy(b[100:], "0000644\x000000000\x000000000\x00")
+	copy(b[124:], fmt.Sprintf("%011o\x0000000000000\x00", size))
+	copy(b[148:], "        ")
+	b[156] = kind
+	copy(b[257:], "ustar\x0000")
+	sum := 0
+	for _, c := range b {
+		sum += int(c)
+	}
+	copy(b[148:], fmt.Sprintf("%06o\x00 ", sum))
+	return b
+}
+
+// A few hundred bytes of a guest must not fill the host's disk.
+func TestCraftedArchiveDoesNotFillTheDisk(t *testing.T) {
+	records := ""
+	for _, r := range []string{"GNU.sparse.major=0", "GNU.sparse.minor=1", "GNU.sparse.name=a", "GNU.sparse.size=1048576", "GNU.sparse.numblocks=1", "GNU.sparse.map=1048576,0"} {
+		n := len(r) + 4 // length, space, newline
+		for len(fmt.Sprint(n))+len(r)+2 != n {
+			n--
+		}
+		records += fmt.Sprintf("%d %s\n", n, r)
+	}
+	pad := func(s string) []byte { return append([]byte(s), make([]byte, (512-len(s)%512)%512)...) }
+	sparse := slices.Concat(tarBlock("x", 'x', int64(len(records))), pad(records), tarBlock("a", '0', 0))
+	huge := tarBlock("a", '0', 1<<30)
+	for name, tt := range map[string]struct {
+		archive []byte
+		want    error
+	}{"holes": {sparse, ErrInvalid}, "more than there is room for": {huge, ErrLimit}} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			root, err := os.OpenRoot(dir)
+			require.NoError(t, err)
+			defer root.Close()
+			u := unpacker{root: root, base: "a", left: 8 << 20}
+			require.ErrorIs(t, u.run(tar.NewReader(bytes.NewReader(tt.archive))), tt.want)
+			left, err := os.ReadDir(dir)
+			require.NoError(t, err)
+			require.Empty(t, left)
+		})
+	}
+}
+
+func TestFileThatDoesNotArriveWholeIsRemoved(t *testing.T) {
+	dir := t.TempDir()
+	root, err := os.OpenRoot(dir)
+	require.NoError(t, err)
+	defer root.Close()
+	u := unpacker{root: root, base: "a", left: 1 << 20}
+	require.Error(t, u.run(tar.NewReader(bytes.NewReader(append(tarBlock("a", '0', 4096), "half"...)))))
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, left)
 }

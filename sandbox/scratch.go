@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,6 +77,17 @@ func roomFor(dir string, bytes int64) error {
 		return fmt.Errorf("only %d MiB are free in %s and %d are needed: make room", free>>20, dir, need>>20)
 	}
 	return nil
+}
+
+// spare is how many bytes may be written below dir such that its file system keeps a twentieth of
+// its room, or minFree if that is less.
+func spare(dir string) int64 {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return math.MaxInt64 // what is written there fails by itself
+	}
+	unit := int64(st.Bsize)
+	return max(int64(st.Bavail)*unit-min(int64(st.Blocks)*unit/20, minFree), 0)
 }
 
 // diskUsage is how much of a file is not a hole, in bytes.
