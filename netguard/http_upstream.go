@@ -31,6 +31,10 @@ const (
 	// 20 MiB/s a stream.
 	serverConnWindow   = 4<<20 - 1
 	serverStreamWindow = 1 << 20
+	// Connections after the first fewServers have smaller ones: a guest that reads nothing
+	// fills the windows of all.
+	fewServers  = 16
+	smallWindow = 128 << 10
 )
 
 // upstreamKind is how a server is spoken to.
@@ -54,10 +58,11 @@ type upstreamKey struct {
 type upstreams struct {
 	dialer     Dialer
 	tls        *tls.Config
-	transports [upTLS1 + 1]*http.Transport
+	transports [2][upTLS1 + 1]*http.Transport // of fewServers, and of those after them
 
 	mu     sync.Mutex
 	conns  map[upstreamKey][]*upstream
+	open   int // in conns, or on their way there
 	first  map[upstreamKey]chan struct{} // closed when the first connection of a key is made, or is not
 	idle   int
 	closed bool
@@ -74,7 +79,12 @@ type upstream struct {
 
 func newUpstreams(d Dialer, base *tls.Config, limits Limits) *upstreams {
 	u := &upstreams{dialer: d, tls: serverTLS(base), conns: map[upstreamKey][]*upstream{}, first: map[upstreamKey]chan struct{}{}}
-	for kind := range u.transports {
+	for i := range len(u.transports) * len(u.transports[0]) {
+		size, kind := i%2, i/2
+		conn, stream := serverConnWindow, serverStreamWindow
+		if size == 1 {
+			conn, stream = smallWindow, smallWindow
+		}
 		t := &http.Transport{
 			DialContext:            u.dialPlain,
 			DialTLSContext:         u.dialTLS,
@@ -85,15 +95,15 @@ func newUpstreams(d Dialer, base *tls.Config, limits Limits) *upstreams {
 			ReadBufferSize:         8 << 10, // bodies are read past it
 			Protocols:              new(http.Protocols),
 			HTTP2: &http.HTTP2Config{
-				MaxReceiveBufferPerConnection: serverConnWindow,
-				MaxReceiveBufferPerStream:     serverStreamWindow,
+				MaxReceiveBufferPerConnection: conn,
+				MaxReceiveBufferPerStream:     stream,
 				SendPingTimeout:               pingAfter,
 			},
 		}
 		t.Protocols.SetHTTP1(upstreamKind(kind) != upH2C)
 		t.Protocols.SetHTTP2(upstreamKind(kind) == upTLS)
 		t.Protocols.SetUnencryptedHTTP2(upstreamKind(kind) == upH2C)
-		u.transports[kind] = t
+		u.transports[size][kind] = t
 	}
 	return u
 }
@@ -189,7 +199,9 @@ func (u *upstreams) dial(ctx context.Context, key upstreamKey, judge judgeAddr) 
 	if key.kind >= upTLS {
 		scheme = "https"
 	}
-	cc, err := u.transports[key.kind].NewClientConn(context.WithValue(ctx, dialingKey{}, d), scheme, net.JoinHostPort(key.host, strconv.Itoa(int(key.port))))
+	transport, done := u.opening(key.kind)
+	defer done()
+	cc, err := transport.NewClientConn(context.WithValue(ctx, dialingKey{}, d), scheme, net.JoinHostPort(key.host, strconv.Itoa(int(key.port))))
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 			return nil, fmt.Errorf("%w (%w)", cause, err)
@@ -207,6 +219,22 @@ func (u *upstreams) dial(ctx context.Context, key upstreamKey, judge judgeAddr) 
 		return nil, fmt.Errorf("the connection ended at once: %w", err)
 	}
 	return c, u.add(c)
+}
+
+// opening gives what makes a connection, which counts until done as if it were made.
+func (u *upstreams) opening(kind upstreamKind) (t *http.Transport, done func()) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	size := 0
+	if u.open >= fewServers {
+		size = 1
+	}
+	u.open++
+	return u.transports[size][kind], func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.open--
+	}
 }
 
 var errConnectTime = fmt.Errorf("there was no connection within %v", connectTime)
@@ -240,6 +268,7 @@ func (u *upstreams) add(c *upstream) error {
 		return net.ErrClosed
 	}
 	u.conns[c.key] = append(u.conns[c.key], c)
+	u.open++
 	u.mu.Unlock()
 	c.cc.SetStateHook(func(*http.ClientConn) { u.changed(c) })
 	return nil
@@ -317,6 +346,7 @@ func (u *upstreams) remove(c *upstream) {
 	list := u.conns[c.key]
 	if i := slices.Index(list, c); i >= 0 {
 		list = slices.Delete(list, i, i+1)
+		u.open--
 	}
 	if u.conns[c.key] = list; len(list) == 0 {
 		delete(u.conns, c.key)
