@@ -122,8 +122,8 @@ var keys = table{
 
 	{path: "session.root", flag: "root", kind: kindEnum, def: sandbox.RootCOW, values: []string{string(sandbox.RootCOW), string(sandbox.RootMemory), string(sandbox.RootReadOnly)},
 		help: "where writes to the root file system go: cow (scratch disk), memory or readonly"},
-	{path: "session.hostname", flag: "hostname", kind: kindText, def: "gondolin", help: "host name of the machine", check: func(v any, text string) string {
-		if !hostnameForm.MatchString(v.(string)) {
+	{path: "session.hostname", flag: "hostname", kind: kindText, def: "", help: "host name of the machine (default: gondolin- and the session's id)", check: func(v any, text string) string {
+		if v != "" && !hostnameForm.MatchString(v.(string)) {
 			return quote(text) + " is no host name: use 1 to 63 letters, digits and inner hyphens"
 		}
 		return ""

@@ -64,8 +64,10 @@ func TestClonesShareNoRandomNumbersNoNamesAndNoClock(t *testing.T) {
 				"urandom":    "head -c 16 /dev/urandom | od -An -tx1",
 				"getrandom":  "python3 -c 'import os; print(os.getrandom(16).hex())'",
 				"uuid":       "cat /proc/sys/kernel/random/uuid",
-				"boot id":    "echo $RANDOM$RANDOM$RANDOM",
+				"boot id":    "cat /proc/sys/kernel/random/boot_id",
 				"machine-id": "cat /etc/machine-id",
+				"host name":  "hostname",
+				"/etc names": "cat /etc/hostname /etc/hosts",
 			} {
 				out, exit := try(t, s, sandbox.Command{Shell: command})
 				if exit.Code != 0 {
@@ -96,7 +98,7 @@ func TestClonesShareNoRandomNumbersNoNamesAndNoClock(t *testing.T) {
 			values[name+v] = i
 		}
 	}
-	require.Len(t, values, n*5)
+	require.Len(t, values, n*7)
 }
 
 func TestClonesSeeNothingOfEachOther(t *testing.T) {

@@ -62,7 +62,7 @@ type upstreams struct {
 
 	mu     sync.Mutex
 	conns  map[upstreamKey][]*upstream
-	open   int // in conns, or on their way there
+	open   int                           // in conns, or on their way there
 	first  map[upstreamKey]chan struct{} // closed when the first connection of a key is made, or is not
 	idle   int
 	closed bool

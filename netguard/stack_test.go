@@ -13,6 +13,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// A guest that looks up an allowed name of the address does not make the map of the address that name's.
+func TestAMapOfAnAddressIsJudgedAsTheAddress(t *testing.T) {
+	g := &Guard{maps: map[mapKey]mapTarget{{"192.0.2.7", 5432}: {"tcp", "127.0.0.1:1"}, {"b.example", 22}: {"tcp", "127.0.0.1:2"}}}
+	f := &openFlow{Flow: Flow{Dst: netip.MustParseAddrPort("192.0.2.7:5432")}, names: []string{"a.example", "b.example"}}
+	_, ok := g.mapped(f)
+	require.True(t, ok)
+	assert.Equal(t, "192.0.2.7", f.Host())
+	f = &openFlow{Flow: Flow{Dst: netip.MustParseAddrPort("192.0.2.7:22")}, names: []string{"a.example", "b.example"}}
+	_, ok = g.mapped(f)
+	require.True(t, ok)
+	assert.Equal(t, "b.example", f.Host())
+}
+
 func TestAGuestReachesWhatIsMapped(t *testing.T) {
 	server := echoServer(t)
 	g := newTestGuest(t, Options{

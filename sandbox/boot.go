@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -386,7 +387,7 @@ func (s *Session) hello() (*wire.Hello, error) {
 	}
 	return &wire.Hello{
 		Version: wire.Version, Session: s.id, Freshen: wire.Freshen{UnixNano: time.Now().UnixNano(), Entropy: entropy},
-		Hostname: s.opts.Hostname, MachineID: hex.EncodeToString(s.machineID[:]),
+		Hostname: cmp.Or(s.opts.Hostname, vmName(s.id)), MachineID: hex.EncodeToString(s.machineID[:]),
 		Processes: s.opts.Limits.Processes,
 	}, nil
 }

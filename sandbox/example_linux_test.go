@@ -163,3 +163,26 @@ func ExampleNetwork() {
 	// /v1 for alice
 	// 403
 }
+
+// Copies of a session go on where it stands, each with files and processes of its own: an agent can
+// try several ways from one point.
+func ExampleSession_Fork() {
+	ctx := context.Background()
+	s, end := start(sandbox.Options{})
+	defer end()
+	_, err := s.Run(ctx, sandbox.Command{Shell: "echo common > /root/notes"})
+	check(err)
+	forked, err := s.Fork(ctx, sandbox.ForkOptions{Count: 2})
+	check(err)
+	for i, way := range forked.Sessions {
+		_, err := way.Run(ctx, sandbox.Command{Shell: fmt.Sprintf("echo way %d >> /root/notes; paste -sd, /root/notes", i+1), Stdout: os.Stdout})
+		check(err)
+		check(way.Close())
+	}
+	_, err = s.Run(ctx, sandbox.Command{Argv: []string{"cat", "/root/notes"}, Stdout: os.Stdout})
+	check(err)
+	// Output:
+	// common,way 1
+	// common,way 2
+	// common
+}

@@ -18,9 +18,6 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Root == "" {
 		o.Root = RootCOW
 	}
-	if o.Hostname == "" {
-		o.Hostname = "gondolin"
-	}
 	if o.Dir == "" {
 		o.Dir = o.Image.Dir
 	}
@@ -70,7 +67,7 @@ func (o Options) check() []error {
 	default:
 		bad("root mode %q is unknown: use cow, memory or readonly", o.Root)
 	}
-	if !hostname.MatchString(o.Hostname) {
+	if o.Hostname != "" && !hostname.MatchString(o.Hostname) {
 		bad("host name %q: use 1 to 63 letters, digits and inner hyphens", o.Hostname)
 	}
 	if o.Dir != "" && !strings.HasPrefix(o.Dir, "/") {

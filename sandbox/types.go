@@ -44,7 +44,7 @@ type Options struct {
 	Image    Image
 	Root     RootMode
 	Limits   Limits
-	Hostname string            // default "gondolin"
+	Hostname string            // default "gondolin-" and the session's id
 	Env      map[string]string // for every command; a command's own Env wins
 	Dir      string            // default working directory, "/root" when empty and the image has none
 	User     string            // default user, "root" when empty and the image has none

@@ -2,14 +2,18 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/gondolin-go/gondolin/sandbox"
 	"github.com/gondolin-go/gondolin/sandbox/audit"
 )
 
@@ -20,7 +24,8 @@ func (a *app) newAuditCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "audit", Short: "Look at and verify the record of what sessions did",
 		Long: `Look at and verify the record of what sessions did and what their network was allowed and
-refused. It lies in audit.dir of the configuration.`,
+refused. It lies in audit.dir of the configuration. A session is named by its id, the beginning of that, or, while
+it runs, its name.`,
 		Args: noSuchCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -37,13 +42,20 @@ func (a *app) auditDir() (string, error) {
 	return c.Audit.Dir, nil
 }
 
-// auditSession is the session that is named, or the one whose record changed last.
-func (a *app) auditSession(args []string) (dir, session string, err error) {
+// auditSession is the session that is named, by the beginning of its id or by its name while it runs, or
+// the one whose record changed last.
+func (a *app) auditSession(cmd *cobra.Command, args []string) (dir, session string, err error) {
 	if dir, err = a.auditDir(); err != nil {
 		return "", "", err
 	}
 	if len(args) > 0 {
-		return dir, args[0], nil
+		session, err = audit.Find(dir, args[0])
+		if err != nil {
+			if id := a.named(cmd, args[0]); id != "" {
+				return dir, id, nil
+			}
+		}
+		return dir, session, err
 	}
 	names, err := audit.Sessions(dir)
 	if err != nil {
@@ -53,6 +65,25 @@ func (a *app) auditSession(args []string) (dir, session string, err error) {
 		return "", "", fmt.Errorf("there is no audit record in %s", dir)
 	}
 	return dir, names[len(names)-1], nil
+}
+
+// named is the id of the one session that runs under a name, or empty.
+func (a *app) named(cmd *cobra.Command, name string) string {
+	c, err := a.load()
+	if err != nil {
+		return ""
+	}
+	list, _ := sandbox.List(cmd.Context(), c.Paths.Runtime, nil) // those that answer
+	id := ""
+	for _, i := range list {
+		if i.Label == name {
+			if id != "" {
+				return ""
+			}
+			id = i.ID
+		}
+	}
+	return id
 }
 
 func (a *app) auditVerify() *cobra.Command {
@@ -117,80 +148,142 @@ was cut off.`,
 
 func (a *app) auditTail() *cobra.Command {
 	var lines int
-	var follow bool
+	var follow, asJSON bool
 	cmd := a.withFlags(&cobra.Command{
 		Use: "tail [SESSION]", Short: "Print the end of a record, by default of the latest",
-		Args: arguments(0, 1),
+		Long: `Print the last records of a session, by default of the one whose record changed last. With --follow
+later ones are printed as they come, until the session ends; where no session is named, those of all
+sessions, until the command is interrupted.`,
+		Args: arguments(0, 1), ValidArgsFunction: a.completeSessions(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if lines < 0 {
 				return usageError{named(cmd, errors.New("--lines is not negative"))}
 			}
-			dir, session, err := a.auditSession(args)
+			dir, session, err := a.auditSession(cmd, args)
 			if err != nil {
 				return err
 			}
-			last, seq, err := lastRecords(dir, session, lines)
+			show := titled(printRecord, session)
+			if asJSON {
+				show = printLine
+			}
+			reader, last, err := lastRecords(dir, session, lines)
 			if err != nil {
 				return err
 			}
 			for _, r := range last {
-				if err := printRecord(cmd.OutOrStdout(), r); err != nil {
+				if err := show(cmd.OutOrStdout(), r); err != nil {
 					return err
 				}
 			}
 			if !follow {
 				return nil
 			}
-			return followRecord(cmd.Context(), cmd.OutOrStdout(), dir, session, seq)
+			all := ""
+			if len(args) == 0 {
+				all = dir
+			}
+			return followRecord(cmd.Context(), cmd.OutOrStdout(), reader, show, all)
 		},
 	})
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a record a line in JSON")
 	cmd.Flags().IntVarP(&lines, "lines", "n", 20, "how many records")
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is recorded later, until interrupted")
 	return cmd
 }
 
-// lastRecords are the last n records of a session, and the number of the very last.
-func lastRecords(dir, session string, n int) (last []audit.Record, seq uint64, err error) {
-	err = audit.Read(dir, session, func(r audit.Record) error {
-		seq = r.Seq
-		if last = append(last, r); len(last) > n {
+// lastRecords are the last n records of a session, and a reader of what comes after them.
+func lastRecords(dir, session string, n int) (r *audit.Reader, last []audit.Record, err error) {
+	r = audit.NewReader(dir, session)
+	err = r.Next(func(rec audit.Record) error {
+		if last = append(last, rec); len(last) > n {
 			last = last[1:]
 		}
 		return nil
 	})
-	return last, seq, err
+	return r, last, err
 }
 
-// followRecord prints what comes after seq until ctx ends.
-func followRecord(ctx context.Context, out io.Writer, dir, session string, seq uint64) error {
+// followRecord shows what comes later until the session or ctx ends. With a directory in all it shows what
+// comes to the other records there too, and goes on.
+func followRecord(ctx context.Context, out io.Writer, r *audit.Reader, show func(io.Writer, audit.Record) error, all string) error {
+	readers := map[string]*audit.Reader{r.Session(): r}
+	names := []string{r.Session()}
+	if all != "" {
+		// Of those that were there before only what is new.
+		if err := eachNew(all, readers, func(old *audit.Reader) error {
+			names = append(names, old.Session())
+			return old.Next(func(audit.Record) error { return nil })
+		}); err != nil {
+			return err
+		}
+	}
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
 	for {
+		for _, name := range names {
+			if err := readers[name].Next(func(rec audit.Record) error { return show(out, rec) }); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		if all == "" && r.Ended() {
+			return nil
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		err := audit.Read(dir, session, func(r audit.Record) error {
-			if r.Seq <= seq {
-				return nil
+		if all != "" {
+			if err := eachNew(all, readers, func(r *audit.Reader) error { names = append(names, r.Session()); return nil }); err != nil {
+				return err
 			}
-			seq = r.Seq
-			return printRecord(out, r)
-		})
-		if err != nil {
-			return err
+			// What has ended, or was removed, is not looked at any more; its name stays known.
+			names = slices.DeleteFunc(names, func(n string) bool { return readers[n].Ended() })
 		}
 	}
 }
+
+// eachNew makes a reader for each record of a directory that has none.
+func eachNew(dir string, readers map[string]*audit.Reader, visit func(*audit.Reader) error) error {
+	found, err := audit.Sessions(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range found {
+		if readers[name] == nil {
+			readers[name] = audit.NewReader(dir, name)
+			if err := visit(readers[name]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// titled puts a line with the session before the records of another one than the last.
+func titled(show func(io.Writer, audit.Record) error, last string) func(io.Writer, audit.Record) error {
+	return func(w io.Writer, r audit.Record) error {
+		if r.Session != last {
+			last = r.Session
+			if _, err := fmt.Fprintln(w, "session", harmless(last)); err != nil {
+				return err
+			}
+		}
+		return show(w, r)
+	}
+}
+
+// printLine prints one record as a line of JSON.
+func printLine(w io.Writer, r audit.Record) error { return json.NewEncoder(w).Encode(r) }
 
 func (a *app) auditShow() *cobra.Command {
 	var asJSON, refused bool
 	cmd := a.withFlags(&cobra.Command{
 		Use: "show [SESSION]", Short: "Print a record, by default the latest",
-		Args: arguments(0, 1),
+		Args: arguments(0, 1), ValidArgsFunction: a.completeSessions(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			dir, session, err := a.auditSession(args)
+			dir, session, err := a.auditSession(cmd, args)
 			if err != nil {
 				return err
 			}
@@ -199,13 +292,13 @@ func (a *app) auditShow() *cobra.Command {
 				case refused && (r.Verdict == "" || r.Verdict == audit.Allow):
 					return nil
 				case asJSON:
-					return printJSON(cmd.OutOrStdout(), r)
+					return printLine(cmd.OutOrStdout(), r)
 				}
 				return printRecord(cmd.OutOrStdout(), r)
 			})
 		},
 	})
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a record a line in JSON")
 	cmd.Flags().BoolVar(&refused, "refused", false, "only what was refused or failed")
 	return cmd
 }
@@ -219,7 +312,7 @@ func (a *app) auditExport() *cobra.Command {
 			if !har {
 				return usageError{named(cmd, errors.New("say in which form: --har"))}
 			}
-			dir, session, err := a.auditSession(args)
+			dir, session, err := a.auditSession(cmd, args)
 			if err != nil {
 				return err
 			}

@@ -289,7 +289,7 @@ func (a *app) logs(cmd *cobra.Command, name string, lines int, asJSON, console, 
 		_, err := fmt.Fprintln(out, v.Console)
 		return err
 	}
-	last, seq, rerr := lastRecords(r.config.Audit.Dir, v.Session, lines)
+	reader, last, rerr := lastRecords(r.config.Audit.Dir, v.Session, lines)
 	if rerr != nil {
 		if aerr != nil && errors.Is(rerr, fs.ErrNotExist) {
 			return aerr // neither a session nor a record
@@ -308,7 +308,7 @@ func (a *app) logs(cmd *cobra.Command, name string, lines int, asJSON, console, 
 		}
 	}
 	if follow {
-		return followRecord(ctx, out, r.config.Audit.Dir, v.Session, seq)
+		return followRecord(ctx, out, reader, printRecord, "")
 	}
 	return nil
 }

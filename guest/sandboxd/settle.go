@@ -146,6 +146,8 @@ func settle(h *wire.Hello, readonly bool) error {
 		if err := writeNames(h.Hostname, h.MachineID); err != nil {
 			return err
 		}
+	} else if err := provide("/etc/hosts", hosts(h.Hostname), true); err != nil {
+		return err
 	}
 	return limitProcesses(h.Processes)
 }
@@ -237,6 +239,12 @@ func writableTmp() error {
 	return nil
 }
 
+// hosts is the content of hosts(5). The machine's own name has an address of each family: for one
+// that is missing programs would ask the host.
+func hosts(name string) string {
+	return "127.0.0.1 localhost " + name + "\n::1 localhost ip6-localhost ip6-loopback " + name + "\n"
+}
+
 // writeNames writes the files that name the machine. An image may lack /etc.
 func writeNames(host, machineID string) error {
 	if err := os.MkdirAll("/etc", 0o755); err != nil {
@@ -245,7 +253,7 @@ func writeNames(host, machineID string) error {
 	files := map[string]string{
 		"/etc/hostname":   host + "\n",
 		"/etc/machine-id": machineID + "\n",
-		"/etc/hosts":      "127.0.0.1 localhost " + host + "\n::1 localhost ip6-localhost ip6-loopback\n",
+		"/etc/hosts":      hosts(host),
 	}
 	for path, content := range files {
 		if st, err := os.Lstat(path); err == nil && !st.Mode().IsRegular() {

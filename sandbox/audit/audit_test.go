@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -158,6 +159,60 @@ func TestFilesAreRotatedAndTheOldestAreRemovedProvably(t *testing.T) {
 
 	require.NoError(t, os.Remove(files[0]))
 	assert.Contains(t, verifyOne(t, dir).Problem, "records are missing, and nothing says that they were removed")
+}
+
+func TestAReaderGetsEachRecordOnceWhileFilesComeAndGo(t *testing.T) {
+	dir := t.TempDir()
+	l, err := OpenWith(dir, "s", Options{FileSize: 1000, Files: 3})
+	require.NoError(t, err)
+	r := NewReader(dir, "s")
+	var seen []string
+	var last uint64
+	read := func() {
+		require.NoError(t, r.Next(func(rec Record) error {
+			require.Greater(t, rec.Seq, last)
+			last = rec.Seq
+			if rec.Kind == KindNetwork {
+				seen = append(seen, rec.Path)
+			}
+			return nil
+		}))
+	}
+	for i := range 60 {
+		require.NoError(t, l.Record(request(i)))
+		if i%3 == 0 {
+			read()
+		}
+	}
+	read()
+	require.Len(t, seen, 60)
+	assert.False(t, r.Ended())
+	for i := range 40 { // more than is kept: what was removed meanwhile is gone, the rest comes
+		require.NoError(t, l.Record(request(100+i)))
+	}
+	require.NoError(t, l.Close())
+	read()
+	assert.Equal(t, "/139", seen[len(seen)-1])
+	assert.True(t, r.Ended())
+}
+
+func TestARecordIsFoundByTheBeginningOfItsName(t *testing.T) {
+	dir := t.TempDir()
+	_, err := Find(dir, "s")
+	require.ErrorContains(t, err, "there is no audit record in")
+	for _, name := range []string{"abc1", "abd2", "abd"} {
+		record(t, dir, name, 1, Options{})
+	}
+	for name, want := range map[string]string{"abc": "abc1", "abd": "abd", "abd2": "abd2"} {
+		got, err := Find(dir, name)
+		require.NoError(t, err)
+		assert.Equal(t, want, got)
+	}
+	_, err = Find(dir, "ab")
+	require.ErrorContains(t, err, `"ab" means several audit records`)
+	_, err = Find(dir, "x")
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	require.ErrorContains(t, err, "abc1")
 }
 
 func TestAFileThatIsMissingInBetweenShows(t *testing.T) {

@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -70,42 +72,127 @@ func Sessions(dir string) ([]string, error) {
 	return names, err
 }
 
+// Find returns the session that a whole id or the beginning of one means. Its error names the sessions that
+// changed last.
+func Find(dir, name string) (string, error) {
+	names, err := Sessions(dir)
+	if err != nil {
+		return "", err
+	}
+	var begun []string
+	for _, n := range names {
+		if n == name {
+			return n, nil
+		}
+		if name != "" && strings.HasPrefix(n, name) {
+			begun = append(begun, n)
+		}
+	}
+	switch {
+	case len(begun) == 1:
+		return begun[0], nil
+	case len(begun) > 1:
+		return "", fmt.Errorf("%q means several audit records: %s", cut(name), strings.Join(begun[max(len(begun)-8, 0):], ", "))
+	case len(names) == 0:
+		return "", fmt.Errorf("there is no audit record in %s: %w", dir, fs.ErrNotExist)
+	}
+	slices.Reverse(names)
+	return "", fmt.Errorf("no audit record of the session %q in %s, the latest are of %s: %w", cut(name), dir, strings.Join(names[:min(len(names), 8)], ", "), fs.ErrNotExist)
+}
+
 // Read visits the records of a session in order. It checks no hash. A last line that is
 // still being written is left out.
 func Read(dir, session string, visit func(Record) error) error {
-	all, err := list(dir)
-	if err != nil {
-		return err
-	}
-	i := slices.IndexFunc(all, func(s stored) bool { return s.session == session })
-	if i < 0 {
-		return fmt.Errorf("no audit record of the session %q in %s: %w", cut(session), dir, fs.ErrNotExist)
-	}
-	for _, n := range all[i].numbers {
-		name := fileName(session, n)
-		number := 0
-		_, err := eachLine(filepath.Join(dir, name), func(line []byte) error {
-			number++
-			var r Record
-			if err := json.Unmarshal(line, &r); err != nil {
-				return fmt.Errorf("%s:%d: this is no audit record: %w", name, number, err)
-			}
-			return visit(r)
-		})
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // removed meanwhile, to make room
+	return NewReader(dir, session).Next(visit)
+}
+
+// Reader reads a record as it grows.
+type Reader struct {
+	dir, session string
+	number       int   // of the file that was read last
+	offset       int64 // behind its last whole line
+	ended        bool
+}
+
+// NewReader returns a Reader at the beginning of a session's record.
+func NewReader(dir, session string) *Reader { return &Reader{dir: dir, session: session} }
+
+// Session is whose record it reads.
+func (r *Reader) Session() string { return r.session }
+
+// Ended reports whether the last record that was read is the one that closes the record.
+func (r *Reader) Ended() bool { return r.ended }
+
+// Next visits the records that were not read before, as Read does.
+func (r *Reader) Next(visit func(Record) error) error {
+	if r.number == 0 {
+		if err := r.skip(); err != nil {
 			return err
 		}
 	}
-	return nil
+	for {
+		// A file is complete once there is another.
+		_, err := os.Lstat(filepath.Join(r.dir, fileName(r.session, r.number+1)))
+		more := err == nil
+		switch err := r.file(visit); {
+		case errors.Is(err, fs.ErrNotExist): // removed, to make room
+			if err := r.skip(); err != nil {
+				return err
+			}
+		case err != nil || !more:
+			return err
+		default:
+			r.number, r.offset = r.number+1, 0
+		}
+	}
 }
 
-// eachLine visits whole lines, and says whether something follows the last one.
-func eachLine(path string, visit func(line []byte) error) (torn bool, err error) {
+// skip goes to the first file there is after the present one.
+func (r *Reader) skip() error {
+	all, err := list(r.dir)
+	if err != nil {
+		return err
+	}
+	for _, s := range all {
+		if s.session != r.session {
+			continue
+		}
+		for _, n := range s.numbers {
+			if n > r.number {
+				r.number, r.offset = n, 0
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("no audit record of the session %q in %s: %w", cut(r.session), r.dir, fs.ErrNotExist)
+}
+
+// file reads on in the present one.
+func (r *Reader) file(visit func(Record) error) error {
+	name := fileName(r.session, r.number)
+	read, _, err := eachLine(filepath.Join(r.dir, name), r.offset, func(line []byte) error {
+		var rec Record
+		if err := json.Unmarshal(line, &rec); err != nil {
+			return fmt.Errorf("%s, after byte %d: this is no audit record: %w", name, r.offset, err)
+		}
+		r.ended = rec.Kind == KindLog && rec.Detail == detailEnd
+		return visit(rec)
+	})
+	r.offset += read
+	return err
+}
+
+// eachLine visits whole lines from offset on. It says how many bytes they are, and whether something
+// follows the last one.
+func eachLine(path string, offset int64, visit func(line []byte) error) (read int64, torn bool, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return false, fmt.Errorf("reading audit records: %w", err)
+		return 0, false, fmt.Errorf("reading audit records: %w", err)
 	}
 	defer f.Close()
+	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+		return 0, false, fmt.Errorf("reading audit records: %w", err)
+	}
 	lines := bufio.NewScanner(f)
 	lines.Buffer(make([]byte, 0, 64<<10), maxLine)
 	lines.Split(func(data []byte, atEOF bool) (int, []byte, error) {
@@ -115,13 +202,14 @@ func eachLine(path string, visit func(line []byte) error) (torn bool, err error)
 	})
 	for lines.Scan() {
 		if err := visit(lines.Bytes()); err != nil {
-			return false, err
+			return read, false, err
 		}
+		read += int64(len(lines.Bytes())) + 1
 	}
 	if err := lines.Err(); err != nil {
-		return false, fmt.Errorf("reading %s: %w", filepath.Base(path), err)
+		return read, false, fmt.Errorf("reading %s: %w", filepath.Base(path), err)
 	}
-	return torn, nil
+	return read, torn, nil
 }
 
 // Prune removes the records of sessions that do not run and did not change since a time.

@@ -61,7 +61,7 @@ func (s *stored) verify(dir string) Result {
 	for i, n := range s.numbers {
 		name := fileName(s.session, n)
 		number := 0
-		torn, err := eachLine(filepath.Join(dir, name), func(line []byte) error {
+		_, torn, err := eachLine(filepath.Join(dir, name), 0, func(line []byte) error {
 			number++
 			if problem := c.line(line); problem != "" {
 				return fmt.Errorf("%s:%d: %s", name, number, problem)
