@@ -19,7 +19,7 @@ func (x *exchange) scrub(resp *http.Response) error {
 	if !hasBody(x.r.Method, resp.StatusCode) {
 		return nil
 	}
-	body, err := s.ResponseBody(resp.StatusCode, resp.Header, resp.Body)
+	body, err := s.ResponseBody(x.ctx, resp.StatusCode, resp.Header, resp.Body)
 	if err != nil {
 		return err
 	}

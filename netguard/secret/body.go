@@ -55,7 +55,7 @@ func (s *Set) RequestBody(ctx context.Context, t Target, header http.Header, r i
 		return b, nil
 	}
 	if encoding := header.Values("Content-Encoding"); len(encoding) > 0 {
-		decoded, err := s.decode(encoding, r)
+		decoded, err := s.decode(ctx, encoding, r)
 		if err != nil {
 			return nil, err
 		}

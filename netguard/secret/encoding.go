@@ -54,7 +54,7 @@ func AcceptEncoding(value string) string {
 
 // decode undoes the content codings, the last first (RFC 9110, 8.4). It returns
 // nil if there is none.
-func (s *Set) decode(values []string, r io.Reader) (io.ReadCloser, error) {
+func (s *Set) decode(ctx context.Context, values []string, r io.Reader) (io.ReadCloser, error) {
 	var codings []string
 	for item := range strings.SplitSeq(strings.Join(values, ","), ",") {
 		switch name := strings.ToLower(strings.TrimSpace(item)); name {
@@ -76,7 +76,7 @@ func (s *Set) decode(values []string, r io.Reader) (io.ReadCloser, error) {
 	}
 	chain := &decoders{}
 	for _, c := range slices.Backward(codings) {
-		d := &lazy{coding: c, src: bufio.NewReader(r), room: s.decoders}
+		d := &lazy{ctx: ctx, coding: c, src: bufio.NewReader(r), room: s.decoders}
 		chain.list = append(chain.list, d)
 		r = d
 	}
@@ -100,6 +100,7 @@ func (d *decoders) Close() error {
 // lazy makes its decoder when the first byte is there: making one reads from the
 // source, and an empty body is no error whatever its encoding.
 type lazy struct {
+	ctx    context.Context // of the wait for room
 	coding string
 	src    *bufio.Reader
 	room   *semaphore.Weighted // bytes
@@ -193,9 +194,12 @@ func (l *lazy) letGo() {
 
 // take waits for room for a decoder.
 func (l *lazy) take(bytes int64) error {
-	ctx, cancel := context.WithTimeout(context.Background(), decoderWait)
+	ctx, cancel := context.WithTimeout(l.ctx, decoderWait)
 	defer cancel()
 	if l.room.Acquire(ctx, bytes) != nil {
+		if err := context.Cause(l.ctx); err != nil {
+			return err
+		}
 		return fmt.Errorf("no room within %v: too many compressed bodies are under way", decoderWait)
 	}
 	l.held = bytes

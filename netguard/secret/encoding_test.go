@@ -2,7 +2,6 @@ package secret
 
 import (
 	"bytes"
-	"context"
 	"io"
 	"net/http"
 	"testing"
@@ -33,7 +32,7 @@ func TestWindowOfABrotliStreamIsRead(t *testing.T) {
 }
 
 func (s *Set) bodyOf(t *testing.T, bits int) *lazy {
-	d, err := s.decode([]string{"br"}, bytes.NewReader(brotliOf(t, bits, "hello")))
+	d, err := s.decode(t.Context(), []string{"br"}, bytes.NewReader(brotliOf(t, bits, "hello")))
 	require.NoError(t, err)
 	return d.(*decoders).list[0]
 }
@@ -45,7 +44,7 @@ func TestDecodersOfASessionShareABound(t *testing.T) {
 	stream := brotliOf(t, 24, "hello")
 	body := func() *Body {
 		// Standing still after the first bytes, as far as the decoder can tell.
-		b, err := s.RequestBody(context.Background(), Target{Host: "api.test", Port: 443, TLS: true}, header,
+		b, err := s.RequestBody(t.Context(), Target{Host: "api.test", Port: 443, TLS: true}, header,
 			io.MultiReader(bytes.NewReader(stream[:1]), iotest.ErrReader(io.ErrNoProgress)))
 		require.NoError(t, err)
 		return b
@@ -77,7 +76,7 @@ func TestDecodersOfASessionShareABound(t *testing.T) {
 func TestDecodedBodyIsWholeAndGivesItsMemoryBack(t *testing.T) {
 	s := newSet(t)
 	for range 20 {
-		b, err := s.RequestBody(context.Background(), Target{Host: "api.test", Port: 443, TLS: true},
+		b, err := s.RequestBody(t.Context(), Target{Host: "api.test", Port: 443, TLS: true},
 			http.Header{"Content-Encoding": {"br"}}, bytes.NewReader(brotliOf(t, 24, "hello")))
 		require.NoError(t, err)
 		got, err := io.ReadAll(b)

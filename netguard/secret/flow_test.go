@@ -228,7 +228,7 @@ func written(t testing.TB, s string, open func(io.Writer) io.WriteCloser) []byte
 
 func respond(t testing.TB, s *Set, status int, header http.Header, body io.Reader) string {
 	t.Helper()
-	r, err := s.ResponseBody(status, header, io.NopCloser(body))
+	r, err := s.ResponseBody(t.Context(), status, header, io.NopCloser(body))
 	require.NoError(t, err)
 	out, err := io.ReadAll(r)
 	require.NoError(t, err)
@@ -303,19 +303,19 @@ func TestHeadersOfAnswersAreScrubbed(t *testing.T) {
 func TestWhatCannotBeLookedIntoDoesNotGetIn(t *testing.T) {
 	s := newSet(t)
 	for _, encoding := range []string{"lzma", "gzip, gzip, gzip", "compress", "gzip, aes128gcm"} {
-		_, err := s.ResponseBody(200, http.Header{"Content-Encoding": {encoding}}, io.NopCloser(strings.NewReader("")))
+		_, err := s.ResponseBody(t.Context(), 200, http.Header{"Content-Encoding": {encoding}}, io.NopCloser(strings.NewReader("")))
 		assert.Error(t, err, encoding)
 	}
-	_, err := s.ResponseBody(206, http.Header{"Content-Encoding": {"gzip"}}, io.NopCloser(strings.NewReader("")))
+	_, err := s.ResponseBody(t.Context(), 206, http.Header{"Content-Encoding": {"gzip"}}, io.NopCloser(strings.NewReader("")))
 	assert.ErrorContains(t, err, "a part of a body")
 	for name := range compressors {
-		r, err := s.ResponseBody(200, http.Header{"Content-Encoding": {name}}, io.NopCloser(strings.NewReader("this is not compressed at all")))
+		r, err := s.ResponseBody(t.Context(), 200, http.Header{"Content-Encoding": {name}}, io.NopCloser(strings.NewReader("this is not compressed at all")))
 		require.NoError(t, err)
 		_, err = io.ReadAll(r)
 		assert.ErrorContains(t, err, "decoding "+name)
 		assert.Empty(t, respond(t, s, 200, http.Header{"Content-Encoding": {name}}, strings.NewReader("")), "an empty body")
 		packed := compressors[name](t, strings.Repeat("a "+ghValue, 1000))
-		r, err = s.ResponseBody(200, http.Header{"Content-Encoding": {name}}, io.NopCloser(bytes.NewReader(packed[:len(packed)-5])))
+		r, err = s.ResponseBody(t.Context(), 200, http.Header{"Content-Encoding": {name}}, io.NopCloser(bytes.NewReader(packed[:len(packed)-5])))
 		require.NoError(t, err)
 		_, err = io.ReadAll(r)
 		assert.Error(t, err, "cut off: "+name)
@@ -330,7 +330,7 @@ func TestABombIsDecompressedInLittleMemory(t *testing.T) {
 	zeros := strings.Repeat("\x00", 32<<20)
 	for name, compress := range compressors {
 		packed := compress(t, zeros)
-		r, err := s.ResponseBody(200, http.Header{"Content-Encoding": {name}}, io.NopCloser(bytes.NewReader(packed)))
+		r, err := s.ResponseBody(t.Context(), 200, http.Header{"Content-Encoding": {name}}, io.NopCloser(bytes.NewReader(packed)))
 		require.NoError(t, err)
 		var before, after runtime.MemStats
 		runtime.GC()

@@ -41,7 +41,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add("gzip, br", []byte{1})
 	s := newSet(f)
 	f.Fuzz(func(t *testing.T, encoding string, data []byte) {
-		r, err := s.ResponseBody(200, http.Header{"Content-Encoding": {encoding}}, io.NopCloser(bytes.NewReader(data)))
+		r, err := s.ResponseBody(t.Context(), 200, http.Header{"Content-Encoding": {encoding}}, io.NopCloser(bytes.NewReader(data)))
 		if err != nil {
 			return
 		}
@@ -88,7 +88,7 @@ func BenchmarkResponseBody(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.SetBytes(int64(len(text)))
 			for b.Loop() {
-				r, err := s.ResponseBody(200, http.Header{"Content-Encoding": {name}}, io.NopCloser(bytes.NewReader(data)))
+				r, err := s.ResponseBody(b.Context(), 200, http.Header{"Content-Encoding": {name}}, io.NopCloser(bytes.NewReader(data)))
 				if err != nil {
 					b.Fatal(err)
 				}

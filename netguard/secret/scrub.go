@@ -1,6 +1,7 @@
 package secret
 
 import (
+	"context"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -83,7 +84,7 @@ func (s *Set) ScrubHeader(h http.Header) {
 
 // ResponseBody streams a response's body and replaces values by placeholders. A
 // compressed body (gzip, deflate, br, zstd, two of them at most) is decompressed and sent on
-// as it is: between host and guest there is no line that compression would help. The header is
+// as it is (ctx ends the wait for room to do so): between host and guest there is no line that compression would help. The header is
 // changed to fit: Content-Encoding goes, Content-Length goes unless the length is
 // kept, and what describes the bytes as they were (digests, a strong ETag) goes
 // or is weakened. The caller has scrubbed the header's values, and does not call for
@@ -91,14 +92,14 @@ func (s *Set) ScrubHeader(h http.Header) {
 //
 // It fails, and body is left open, if the encoding is not known or the answer is
 // a part of an encoded one: what cannot be looked into does not get in.
-func (s *Set) ResponseBody(status int, header http.Header, body io.ReadCloser) (io.ReadCloser, error) {
+func (s *Set) ResponseBody(ctx context.Context, status int, header http.Header, body io.ReadCloser) (io.ReadCloser, error) {
 	if s.Empty() {
 		return body, nil
 	}
 	var decoded io.ReadCloser
 	if encoding := header.Values("Content-Encoding"); len(encoding) > 0 {
 		var err error
-		if decoded, err = s.decode(encoding, body); err != nil {
+		if decoded, err = s.decode(ctx, encoding, body); err != nil {
 			return nil, err
 		}
 		if decoded != nil && status == http.StatusPartialContent {
