@@ -16,6 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gondolin-go/gondolin/netguard"
 	"github.com/gondolin-go/gondolin/sandbox"
 )
 
@@ -230,6 +231,30 @@ func TestPoolIsFilledForAUserThatTheImageLacks(t *testing.T) {
 	out, exit := try(t, s, sandbox.Command{Argv: []string{"id", "-un"}, User: "root"})
 	require.Zero(t, exit.Code)
 	require.Equal(t, "root\n", out)
+}
+
+// A session of the pool trusts its own authority before anybody asks for it, and what a mapped port needs too.
+func TestPoolHandsOutSessionsThatTrustWhatTheirNetworkNeeds(t *testing.T) {
+	templated(t, sandbox.HostOptions{}, small)
+	h := newHost(t, sandbox.HostOptions{Pool: sandbox.Pool{Size: 1}})
+	o := small
+	o.Image = bootable(defaultImage(t))
+	require.NoError(t, h.Prepare(o))
+	const certificates = "grep -c BEGIN $SSL_CERT_FILE; grep -c 'session begins' /etc/ssl/certs/ca-certificates.crt /etc/ssh/ssh_known_hosts | cut -d: -f2; openssl x509 -noout -subject -in /run/gondolin/session-ca.crt"
+	seen := map[string]bool{}
+	for _, maps := range [][]netguard.Map{nil, {{Host: "db.test", Port: 5432, To: "127.0.0.1:1"}}} {
+		eventually(t, 20*time.Second, "the pool is filled", func() bool { return h.Ready() == 1 })
+		o.Network = &sandbox.Network{Maps: maps}
+		s := newSession(t, h, o)
+		require.Equal(t, sandbox.OriginPooled, s.Info().Origin)
+		got := strings.Split(sh(t, s, certificates), "\n")
+		require.Len(t, got, 4)
+		require.Equal(t, maps == nil, got[0] == "1", "certificates: %s", got[0])
+		require.Equal(t, []string{"1", "1"}, got[1:3], "its own, once")
+		require.Contains(t, got[3], s.ID())
+		seen[got[3]] = true
+	}
+	require.Len(t, seen, 2)
 }
 
 func TestPoolStaysWithinItsMemory(t *testing.T) {

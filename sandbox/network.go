@@ -60,10 +60,16 @@ func (s *Session) attachNetwork(ctx context.Context) error {
 		n = &Network{}
 	}
 	var err error
-	if s.past != nil {
-		s.authority = s.past.authority
-	} else if s.authority, err = ca.New(ca.Options{Session: s.id}); err != nil {
-		return fmt.Errorf("making the session's certificate authority: %w", err)
+	trusted := false // the guest trusts its authority already
+	switch {
+	case s.past != nil:
+		s.authority, trusted = s.past.authority, true
+	case s.authority != nil: // see standby
+		trusted = alone(n)
+	default:
+		if err := s.makeAuthority(); err != nil {
+			return err
+		}
 	}
 	o := netguard.Options{
 		Policy: n.Policy, CA: s.authority, Asker: n.Asker, Hooks: n.Hooks, Limits: n.Limits, Upstream: n.Upstream,
@@ -97,13 +103,29 @@ func (s *Session) attachNetwork(ctx context.Context) error {
 	}) {
 		return s.closedError()
 	}
-	if s.past != nil {
-		return nil // the guest trusts its authority
+	if trusted {
+		return nil
 	}
+	return s.trust(ctx, alone(n))
+}
+
+// alone says whether the session's authority is all that programs have to trust: through a mapped
+// port one may speak TLS with anybody.
+func alone(n *Network) bool { return len(n.Maps) == 0 }
+
+func (s *Session) makeAuthority() (err error) {
+	if s.authority, err = ca.New(ca.Options{Session: s.id}); err != nil {
+		return fmt.Errorf("making the session's certificate authority: %w", err)
+	}
+	return nil
+}
+
+// trust has the guest's programs trust the session's authority, in the place of what they trusted of
+// it before, and sets the clock.
+func (s *Session) trust(ctx context.Context, alone bool) error {
 	began := time.Now()
-	err = s.call(ctx, wire.OpTrust, "", wire.Trust{
-		CA: s.authority.PEM(), KnownHosts: s.authority.KnownHosts(), UnixNano: began.UnixNano(),
-		Alone: len(n.Maps) == 0, // through a mapped port a program may speak TLS with anybody
+	err := s.call(ctx, wire.OpTrust, "", wire.Trust{
+		CA: s.authority.PEM(), KnownHosts: s.authority.KnownHosts(), UnixNano: began.UnixNano(), Alone: alone,
 	}, nil)
 	if err == nil && time.Since(began) > exactClock+usualTrust {
 		err = s.setClock(ctx)

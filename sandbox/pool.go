@@ -157,8 +157,8 @@ func (h *Host) Ready() int {
 	return len(h.pool.ready)
 }
 
-// standby makes a session and stops it when it is ready. It has run a command, so that
-// what a first one costs is paid.
+// standby makes a session and stops it when it is ready. Its guest trusts its authority and has run a
+// command, so that what these cost is paid.
 func (h *Host) standby(ctx context.Context, o Options) (*Session, error) {
 	s, err := h.boot(ctx, o)
 	if err != nil {
@@ -166,7 +166,12 @@ func (h *Host) standby(ctx context.Context, o Options) (*Session, error) {
 	}
 	warm, cancel := context.WithTimeout(ctx, wakeTimeout)
 	defer cancel()
-	_, err = s.Run(warm, Command{Shell: "true"})
+	if err = s.makeAuthority(); err == nil {
+		err = s.trust(warm, true)
+	}
+	if err == nil {
+		_, err = s.Run(warm, Command{Shell: "true"})
+	}
 	if file := new(FileError); errors.As(err, &file) || errors.Is(err, ErrInvalid) {
 		err = nil // the image has no shell, or not the user: that is for who uses the session
 	}
@@ -193,7 +198,7 @@ func (h *Host) pooled(ctx context.Context, o Options) *Session {
 		}
 		err := s.vm.Continue()
 		if err == nil {
-			err = s.freshen(ctx, wakeTimeout)
+			err = s.setClock(ctx)
 		}
 		if err == nil {
 			now := time.Now()
