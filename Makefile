@@ -28,6 +28,7 @@ setup-test:
 guest: ## Build the guest's binary, which the host's carries
 	@CGO_ENABLED=0 GOOS=linux $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(GUEST).new ./guest
 	@if cmp -s $(GUEST).new $(GUEST); then rm $(GUEST).new; else mv $(GUEST).new $(GUEST); fi
+	@sha256sum < $(GUEST) | cut -d ' ' -f 1 > $(GUEST).sha256
 
 build: guest ## Build bin/gondolin-mcp
 	@echo 'building $(BIN)' >&2

@@ -49,18 +49,20 @@ func initramfs(cacheDir, modules string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	digest, err := agent.Digest()
+	if err != nil {
+		return "", err
+	}
 	sum := sha256.New()
 	size, err := io.Copy(sum, mods)
 	if err != nil {
 		return "", fmt.Errorf("reading the image's modules: %w", err)
 	}
-	if _, err := io.Copy(sum, binary); err != nil {
-		return "", err
-	}
-	archives := func(w io.Writer) error { return writeInitramfs(w, io.NewSectionReader(mods, 0, size), binary) }
+	fmt.Fprintln(sum, digest)
+	modsPart := io.NewSectionReader(mods, 0, size)
 	dir := filepath.Join(cacheDir, "initramfs")
 	path := filepath.Join(dir, hex.EncodeToString(sum.Sum(nil)[:16])+".cpio")
-	if holds(path, archives) {
+	if holds(path, modsPart, binary.Size(), digest) {
 		return path, nil
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -72,7 +74,7 @@ func initramfs(cacheDir, modules string) (string, error) {
 		return "", fmt.Errorf("writing the initramfs: %w", err)
 	}
 	defer temp.Cleanup()
-	if err = archives(temp); err == nil {
+	if err = writeInitramfs(temp, modsPart, binary); err == nil {
 		err = temp.CloseAtomicallyReplace()
 	}
 	if err != nil {
@@ -91,22 +93,32 @@ func writeInitramfs(to io.Writer, modules, binary *io.SectionReader) error {
 		return err
 	}
 	w := cpio.Newc.Writer(to)
-	record := cpio.Record{ReaderAt: binary, Info: cpio.Info{Name: "init", Mode: cpio.S_IFREG | 0o755, FileSize: uint64(binary.Size())}}
+	record := cpio.Record{ReaderAt: binary, Info: cpio.Info{Name: agentName, Mode: cpio.S_IFREG | 0o755, FileSize: uint64(binary.Size())}}
 	if err := w.WriteRecord(record); err != nil {
 		return err
 	}
 	return cpio.WriteTrailer(w)
 }
 
-// holds reports whether a file holds what write writes, and nothing else.
-func holds(path string, write func(io.Writer) error) bool {
+// agentName is the agent's in its archive; the kernel runs it as process 1.
+const agentName = "init"
+
+// holds reports whether a file is the initramfs of modules and of an agent of this size and digest,
+// which is not read for that.
+func holds(path string, modules *io.SectionReader, size int64, digest string) bool {
 	f, err := os.Open(path)
 	if err != nil {
 		return false
 	}
 	defer f.Close()
-	c := comparer{have: f}
-	if write(&c) != nil {
+	// What stands in the agent's place is compared with itself, and by its digest.
+	const header = (110 + len(agentName) + 1 + 3) &^ 3 // of a cpio archive in the form newc
+	place := io.NewSectionReader(f, (modules.Size()+3)&^3+int64(header), size)
+	sum := sha256.New()
+	if _, err := io.Copy(sum, place); err != nil || hex.EncodeToString(sum.Sum(nil)) != digest {
+		return false
+	}
+	if writeInitramfs(&comparer{have: f}, modules, place) != nil {
 		return false
 	}
 	_, err = f.Read(make([]byte, 1))

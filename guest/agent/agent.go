@@ -12,6 +12,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"strings"
 )
 
 // The directory itself is embedded, so that the package compiles without the binary.
@@ -21,6 +22,16 @@ var files embed.FS
 
 // ErrMissing: this program was compiled without a guest binary.
 var ErrMissing = errors.New("this program was built without the guest binary: build it with `make build`")
+
+// Digest returns the SHA-256 of the executable in hexadecimal, which `make guest` writes beside it: to
+// know the executable a program need not read all of it, which would then count as its memory.
+func Digest() (string, error) {
+	b, err := files.ReadFile("bin/gondolin-guest.sha256")
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", ErrMissing
+	}
+	return strings.TrimSpace(string(b)), err
+}
 
 // Open returns the guest's executable. Reading it takes no memory of its own.
 func Open() (*io.SectionReader, error) {
