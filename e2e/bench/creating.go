@@ -9,6 +9,8 @@ import (
 	"github.com/gondolin-go/gondolin/sandbox"
 )
 
+const poolSize = 4
+
 // creating measures from nothing to the end of the first command: booted, cloned
 // from a template, and taken from the pool.
 func (b *bench) creating(ctx context.Context) error {
@@ -17,7 +19,7 @@ func (b *bench) creating(ctx context.Context) error {
 		return err
 	}
 	defer cold.Close()
-	pool, err := sandbox.NewHost(ctx, sandbox.HostOptions{RuntimeDir: b.dir, Pool: sandbox.Pool{Size: 4}})
+	pool, err := sandbox.NewHost(ctx, sandbox.HostOptions{RuntimeDir: b.dir, Pool: sandbox.Pool{Size: poolSize}})
 	if err != nil {
 		return err
 	}
@@ -37,12 +39,12 @@ func (b *bench) starts(ctx context.Context, h *sandbox.Host, origin sandbox.Orig
 	if b.skips(r) {
 		return nil
 	}
-	if err := b.ready(ctx, h, origin, sessions); err != nil {
+	if err := b.ready(ctx, h, origin); err != nil {
 		return err
 	}
 	return b.measure(r, n, func() (float64, error) {
 		if origin == sandbox.OriginPooled {
-			if err := b.ready(ctx, h, origin, sessions); err != nil {
+			if err := b.ready(ctx, h, origin); err != nil {
 				return 0, err
 			}
 		}
@@ -85,12 +87,12 @@ func (b *bench) first(ctx context.Context, h *sandbox.Host) started {
 }
 
 // ready waits until a host can make sessions of an origin.
-func (b *bench) ready(ctx context.Context, h *sandbox.Host, origin sandbox.Origin, sessions int) error {
+func (b *bench) ready(ctx context.Context, h *sandbox.Host, origin sandbox.Origin) error {
 	if err := h.Prepare(sandbox.Options{Image: b.image}); err != nil {
 		return err
 	}
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
-		ok := h.Ready() >= sessions
+		ok := h.Ready() == poolSize // and nothing is being made for it beside what is measured
 		if origin != sandbox.OriginPooled {
 			s := b.first(ctx, h)
 			if s.err != nil {
