@@ -102,6 +102,19 @@ func TestClonesShareNoRandomNumbersNoNamesAndNoClock(t *testing.T) {
 	require.Len(t, values, n*7)
 }
 
+// A template's agent has served a host and run a command before it was saved.
+func TestClonesSeeNothingOfWhatTheirTemplateRehearsed(t *testing.T) {
+	s := newSession(t, templated(t, sandbox.HostOptions{}, small), small)
+	require.Equal(t, sandbox.OriginCloned, s.Info().Origin)
+	jobs, err := s.Jobs(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, jobs)
+	job, err := s.StartJob(t.Context(), sandbox.Command{Argv: []string{"/bin/true"}})
+	require.NoError(t, err)
+	require.Equal(t, "1", job.ID)
+	require.Equal(t, "0", sh(t, s, "ps -e -o stat= | grep -c '^Z' || true"))
+}
+
 func TestClonesSeeNothingOfEachOther(t *testing.T) {
 	h := templated(t, sandbox.HostOptions{}, small)
 	a, b := newSession(t, h, small), newSession(t, h, small)

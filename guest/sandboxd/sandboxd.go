@@ -29,6 +29,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gondolin-go/gondolin/guest/near"
 	"github.com/gondolin-go/gondolin/guest/port"
 	"github.com/gondolin-go/gondolin/guest/sandboxfs"
 	"github.com/gondolin-go/gondolin/guest/wire"
@@ -59,15 +60,20 @@ type agent struct {
 func run(ctx context.Context, version string) error {
 	// Its name for ps; it would be that of /proc/self/exe.
 	_ = os.WriteFile("/proc/self/comm", []byte("sandboxd"), 0)
-	readonly, err := prepare(ctx)
-	if err != nil {
-		return err
-	}
-	control, err := port.WaitPolled(wire.PortControl)
+	readonly, warm, err := prepare(ctx)
 	if err != nil {
 		return err
 	}
 	a := &agent{readonly: readonly, announce: wire.Announce{Version: wire.Version, Agent: version, Kernel: kernelRelease()}, procs: newTable()}
+	if warm {
+		a.rehearse(ctx)
+	}
+	near.Online()
+	// A template is saved as soon as this port is open.
+	control, err := port.WaitPolled(wire.PortControl)
+	if err != nil {
+		return err
+	}
 	for {
 		if err := port.Greet(control, a.announce, a.apply); err != nil {
 			return err
@@ -108,7 +114,7 @@ func (a *agent) apply(h *wire.Hello) error {
 }
 
 // serve answers requests until the host closes the port.
-func (a *agent) serve(ctx context.Context, control port.Polled) error {
+func (a *agent) serve(ctx context.Context, control io.ReadWriteCloser) error {
 	mux, err := wire.Server(control)
 	if err != nil {
 		return err

@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/gondolin-go/gondolin/guest/near"
 	"github.com/gondolin-go/gondolin/guest/pid1"
 	"github.com/gondolin-go/gondolin/guest/wire"
 )
@@ -69,12 +68,12 @@ func seed(entropy []byte) error {
 
 // prepare does what no session differs in, before the announcement: a machine that
 // is stopped there need not do it again in each of its clones.
-func prepare(ctx context.Context) (readonly bool, err error) {
+func prepare(ctx context.Context) (readonly, warm bool, err error) {
 	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
-	mode, network, warm := wire.RootCOW, "", false
+	mode, network := wire.RootCOW, ""
 	for _, word := range strings.Fields(string(line)) {
 		if m, ok := strings.CutPrefix(word, wire.CmdlineRoot); ok {
 			mode = m
@@ -85,41 +84,40 @@ func prepare(ctx context.Context) (readonly bool, err error) {
 		warm = warm || word == wire.CmdlineWarm
 	}
 	if err := mountSessionRoot(mode); err != nil {
-		return false, err
+		return false, false, err
 	}
 	if err := enterRoot(); err != nil {
-		return false, err
+		return false, false, err
 	}
 	if err := loopbackUp(); err != nil {
-		return false, err
+		return false, false, err
 	}
 	readonly = mode == wire.RootReadOnly
 	// sandboxfs has made it, for itself; every user reads the certificates there.
 	if err := errors.Join(os.MkdirAll(stateDir, 0o755), os.Chmod(stateDir, 0o755)); err != nil {
-		return false, err
+		return false, false, err
 	}
 	if network != "" {
 		if err := setupNetwork(network, readonly); err != nil {
-			return false, err
+			return false, false, err
 		}
 	}
 	if err := prepareTrust(readonly); err != nil {
-		return false, err
+		return false, false, err
 	}
 	if !readonly {
 		// Their directories are in the writable layer then, and the names of no session.
 		if err := writeNames("gondolin", ""); err != nil {
-			return false, err
+			return false, false, err
 		}
 	}
 	if err := setupCgroups(); err != nil {
-		return false, err
+		return false, false, err
 	}
 	if warm {
 		warmUp(ctx)
 	}
-	near.Online()
-	return readonly, nil
+	return readonly, warm, nil
 }
 
 // warmUp runs what commands use first, so that its files are in the page cache.
