@@ -213,7 +213,7 @@ func followRecord(ctx context.Context, out io.Writer, r *audit.Reader, show func
 		// Of those that were there before only what is new.
 		if err := eachNew(all, readers, func(old *audit.Reader) error {
 			names = append(names, old.Session())
-			return old.Next(func(audit.Record) error { return nil })
+			return old.Skip()
 		}); err != nil {
 			return err
 		}

@@ -196,6 +196,31 @@ func TestAReaderGetsEachRecordOnceWhileFilesComeAndGo(t *testing.T) {
 	assert.True(t, r.Ended())
 }
 
+func TestAReaderThatSkipsGetsWhatComesLater(t *testing.T) {
+	dir := t.TempDir()
+	l, err := OpenWith(dir, "s", Options{FileSize: 1000, Files: 3})
+	require.NoError(t, err)
+	for i := range 20 {
+		require.NoError(t, l.Record(request(i)))
+	}
+	r := NewReader(dir, "s")
+	require.NoError(t, r.Skip())
+	assert.False(t, r.Ended())
+	require.NoError(t, l.Record(request(20)))
+	var seen []string
+	require.NoError(t, r.Next(func(rec Record) error {
+		if rec.Kind == KindNetwork {
+			seen = append(seen, rec.Path)
+		}
+		return nil
+	}))
+	assert.Equal(t, []string{"/20"}, seen)
+	require.NoError(t, l.Close())
+	r = NewReader(dir, "s")
+	require.NoError(t, r.Skip())
+	assert.True(t, r.Ended())
+}
+
 func TestARecordIsFoundByTheBeginningOfItsName(t *testing.T) {
 	dir := t.TempDir()
 	_, err := Find(dir, "s")

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -123,6 +124,53 @@ func (r *Reader) Session() string { return r.session }
 // Ended reports whether the last record that was read is the one that closes the record.
 func (r *Reader) Ended() bool { return r.ended }
 
+// Skip goes behind the records that are there now, of which it reads only the last.
+func (r *Reader) Skip() error {
+	all, err := list(r.dir)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(all, func(s stored) bool { return s.session == r.session })
+	if i < 0 {
+		return r.none()
+	}
+	last := all[i].numbers[len(all[i].numbers)-1]
+	f, err := os.Open(filepath.Join(r.dir, fileName(r.session, last)))
+	if err != nil {
+		return fmt.Errorf("reading audit records: %w", err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("reading audit records: %w", err)
+	}
+	var from int64
+	var tail []byte
+	for _, window := range []int64{64 << 10, maxLine} { // the first is nearly always enough
+		from = max(st.Size()-window, 0)
+		tail = make([]byte, st.Size()-from)
+		n, err := f.ReadAt(tail, from)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("reading audit records: %w", err)
+		}
+		if tail = tail[:bytes.LastIndexByte(tail[:n], '\n')+1]; len(tail) > 0 {
+			break
+		}
+	}
+	r.number, r.offset = last, from+int64(len(tail))
+	var rec Record
+	line := bytes.TrimSuffix(tail, []byte("\n"))
+	line = line[bytes.LastIndexByte(line, '\n')+1:]
+	r.ended = json.Unmarshal(line, &rec) == nil && rec.isEnd()
+	return nil
+}
+
+func (r *Record) isEnd() bool { return r.Kind == KindLog && r.Detail == detailEnd }
+
+func (r *Reader) none() error {
+	return fmt.Errorf("no audit record of the session %q in %s: %w", cut(r.session), r.dir, fs.ErrNotExist)
+}
+
 // Next visits the records that were not read before, as Read does.
 func (r *Reader) Next(visit func(Record) error) error {
 	if r.number == 0 {
@@ -164,7 +212,7 @@ func (r *Reader) skip() error {
 			}
 		}
 	}
-	return fmt.Errorf("no audit record of the session %q in %s: %w", cut(r.session), r.dir, fs.ErrNotExist)
+	return r.none()
 }
 
 // file reads on in the present one.
@@ -175,7 +223,7 @@ func (r *Reader) file(visit func(Record) error) error {
 		if err := json.Unmarshal(line, &rec); err != nil {
 			return fmt.Errorf("%s, after byte %d: this is no audit record: %w", name, r.offset, err)
 		}
-		r.ended = rec.Kind == KindLog && rec.Detail == detailEnd
+		r.ended = rec.isEnd()
 		return visit(rec)
 	})
 	r.offset += read
