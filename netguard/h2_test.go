@@ -429,8 +429,9 @@ func TestUnreadAnswersOfManyServersFillLittle(t *testing.T) {
 	require.Eventually(t, func() bool {
 		now := written.Load()
 		defer func() { last = now }()
-		return now == last && r.dials.Load() == requests
+		return now == last && now > 0
 	}, 30*time.Second, time.Second)
+	require.Greater(t, r.dials.Load(), int32(requests/2), "connections to servers") // two may share one before its server has said that it takes one
 	grown := (heap() - before) >> 20
 	t.Logf("%d MiB", grown)
 	assert.Less(t, grown, int64(90))
