@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,13 +93,23 @@ func proxyWarning(c *configs.Config) string {
 	}
 	env := httpproxy.FromEnvironment()
 	at := firstOf(env.HTTPSProxy, env.HTTPProxy)
-	if at == "" {
+	if at == "" || env.NoProxy == "*" {
 		return ""
 	}
-	if u, err := url.Parse(at); err == nil {
-		at = u.Redacted()
+	return fmt.Sprintf("connections leave through the proxy %sof the environment, which resolves names itself: rules bind names there and not addresses, so that an allowed name may lead into the proxy's own network", shownProxy(at))
+}
+
+// shownProxy is a proxy's address, followed by a space, without the password that it may hold; empty if
+// it cannot be told what of it that is.
+func shownProxy(at string) string {
+	if !strings.Contains(at, "://") {
+		at = "http://" + at // as net/http takes it
 	}
-	return fmt.Sprintf("connections leave through the proxy %s of the environment, which resolves names itself: rules bind names there and not addresses, so that an allowed name may lead into the proxy's own network", at)
+	u, err := url.Parse(at)
+	if err != nil {
+		return ""
+	}
+	return u.Redacted() + " "
 }
 
 // secrets opens the store of all sessions when the first one needs it, and tries again
