@@ -31,12 +31,15 @@ func (d *hostDialer) proxyFor(host policy.Host, port uint16) (*url.URL, error) {
 		u.Scheme = "http"
 	}
 	text, err := d.up.Proxy(&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: http.Header{}})
-	if err != nil || text == "" {
-		return nil, err
+	if err == nil && text == "" {
+		return nil, nil
 	}
-	proxy, err := url.Parse(text)
+	var proxy *url.URL
+	if err == nil {
+		proxy, err = url.Parse(text)
+	}
 	if err != nil || proxy.Host == "" {
-		// The text may hold a password.
+		// The text, which the error quotes, may hold a password.
 		return nil, errors.New("the host's proxy setting is no URL")
 	}
 	if proxy.Scheme != "http" && proxy.Scheme != "https" {

@@ -211,6 +211,17 @@ func connectProxy(t testing.TB, server string, heads chan<- string) string {
 	})
 }
 
+// net/http puts the whole of a setting that it cannot read into its error.
+func TestAProxySettingThatIsNoURLIsNotTold(t *testing.T) {
+	d := NewDialer(Upstream{Look: forbiddenLook(t), Proxy: func(*http.Request) (string, error) {
+		return "", errors.New(`invalid proxy address "http://user:word@pro xy"`)
+	}})
+	_, err := d.Dial(t.Context(), Target{Host: "a.example", Port: 443, Decide: (&only{}).decide})
+	assert.Equal(t, FailedProxy, failure(t, err).Why)
+	assert.ErrorContains(t, err, "the host's proxy setting is no URL")
+	assert.NotContains(t, err.Error(), "word")
+}
+
 func TestTheHostsProxyIsUsedAndTheNameJudgedByThePolicy(t *testing.T) {
 	heads := make(chan string, 10)
 	proxy := connectProxy(t, echoServer(t), heads)

@@ -51,8 +51,11 @@ func (a *app) auditSession(cmd *cobra.Command, args []string) (dir, session stri
 	if len(args) > 0 {
 		session, err = audit.Find(dir, args[0])
 		if err != nil {
-			if id := a.named(cmd, args[0]); id != "" {
-				return dir, id, nil
+			switch ids := a.named(cmd, args[0]); {
+			case len(ids) == 1:
+				return dir, ids[0], nil
+			case len(ids) > 1:
+				return "", "", fmt.Errorf("%q means several sessions: %s", args[0], strings.Join(ids, ", "))
 			}
 		}
 		return dir, session, err
@@ -67,23 +70,19 @@ func (a *app) auditSession(cmd *cobra.Command, args []string) (dir, session stri
 	return dir, names[len(names)-1], nil
 }
 
-// named is the id of the one session that runs under a name, or empty.
-func (a *app) named(cmd *cobra.Command, name string) string {
+// named are the sessions that run under a name.
+func (a *app) named(cmd *cobra.Command, name string) (ids []string) {
 	c, err := a.load()
 	if err != nil {
-		return ""
+		return nil
 	}
 	list, _ := sandbox.List(cmd.Context(), c.Paths.Runtime, nil) // those that answer
-	id := ""
 	for _, i := range list {
-		if i.Label == name {
-			if id != "" {
-				return ""
-			}
-			id = i.ID
+		if i.Label == name && name != "" {
+			ids = append(ids, i.ID)
 		}
 	}
-	return id
+	return ids
 }
 
 func (a *app) auditVerify() *cobra.Command {
