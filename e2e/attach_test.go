@@ -104,6 +104,31 @@ func TestCommandsOfAProgramThatGoesEndAndThoseThatWereLeftGoOn(t *testing.T) {
 }
 
 // Who takes up a process brings a terminal along, whether the process reads or not.
+// A program that has read the end of its command may be gone before the holder has written it.
+func TestACommandOfAProgramThatGoesAtOnceIsOnRecordAsItEnded(t *testing.T) {
+	const commands = 40
+	ends := make(chan error, commands)
+	dir := runtimeDir(t)
+	s := newSession(t, newHost(t, sandbox.HostOptions{RuntimeDir: dir, Register: "e2e"}), sandbox.Options{Visited: func(sandbox.Command) (func(sandbox.Exit, error), error) {
+		return func(_ sandbox.Exit, err error) { ends <- err }, nil
+	}})
+	for range commands {
+		a, err := sandbox.Attach(t.Context(), dir, s.ID(), nil)
+		require.NoError(t, err)
+		_, err = a.Run(t.Context(), sandbox.Command{Argv: []string{"true"}})
+		require.NoError(t, err)
+		require.NoError(t, a.Close())
+	}
+	for range commands {
+		select {
+		case err := <-ends:
+			require.NoError(t, err)
+		case <-time.After(10 * time.Second):
+			t.Fatal("the end of a command was not told")
+		}
+	}
+}
+
 func TestAProcessWithoutInputIsTakenUpUnharmed(t *testing.T) {
 	s := sharedSession(t)
 	job, err := s.StartJob(t.Context(), sandbox.Command{Shell: "echo begin; sleep 1; echo end"})

@@ -147,10 +147,12 @@ func (v *visitor) watched(st *yamux.Stream, p *Process, out *frameSender, starte
 	case <-p.done:
 	}
 	exit, err := p.Wait()
+	told := err
 	if err == nil {
-		err = wire.WriteEnd(st, exit.wire())
+		// A program that has read it may be gone before this returns.
+		told = wire.WriteEnd(st, exit.wire())
 	}
-	if err != nil && !errors.Is(err, ErrDetached) {
+	if told != nil && !errors.Is(told, ErrDetached) {
 		v.close(st)
 	}
 	return exit, err
