@@ -42,13 +42,6 @@ func (c *CA) Leaf(name string) (*tls.Certificate, error) {
 	}
 }
 
-// Cached is the number of leaves in the cache, for gauges.
-func (c *CA) Cached() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.leaves)
-}
-
 // place finds or makes the place of a name and drops the longest unused one.
 func (c *CA) place(name string) *leaf {
 	c.mu.Lock()

@@ -28,14 +28,6 @@ type held struct {
 	placeholder string
 }
 
-// Info is what may be told about a secret.
-type Info struct {
-	Name     string   `json:"name"`
-	Hosts    []string `json:"hosts"`
-	GuestEnv []string `json:"guest_env,omitempty"`
-	In       []Place  `json:"in"`
-}
-
 // LeakError is a placeholder on its way to where its secret must not go. The
 // request was refused.
 type LeakError struct {
@@ -118,18 +110,6 @@ func (s *Set) Placeholder(name string) (string, bool) {
 	return "", false
 }
 
-// Infos describes the secrets without their values.
-func (s *Set) Infos() []Info {
-	if s.Empty() {
-		return nil
-	}
-	var list []Info
-	for _, h := range s.secrets {
-		list = append(list, Info{h.spec.Name, slices.Clone(h.spec.Hosts), slices.Clone(h.spec.GuestEnv), h.places()})
-	}
-	return list
-}
-
 // For lists the secrets that a host may get, by name.
 func (s *Set) For(t Target) []string {
 	if s.Empty() {
@@ -153,16 +133,6 @@ func (h *held) bound(t Target) bool {
 func (h *held) open(t Target) bool { return t.TLS || h.spec.PlainHTTP }
 
 func (h *held) in(p Place) bool { return p == InHeader || slices.Contains(h.spec.In, p) }
-
-func (h *held) places() []Place {
-	list := []Place{InHeader}
-	for _, p := range h.spec.In {
-		if !slices.Contains(list, p) {
-			list = append(list, p)
-		}
-	}
-	return list
-}
 
 // leak is the error if a secret must not go to a target.
 func (h *held) leak(t Target, where string) error {
