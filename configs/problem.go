@@ -42,9 +42,9 @@ func (o Origin) String() string {
 // Problem is one mistake in a configuration.
 type Problem struct {
 	Origin
-	Key     string // path of the key, as far as there is one
-	Message string // what is wrong
-	Hint    string // what to do, or what was probably meant; may be empty
+	Key     string `json:"key,omitempty"`  // path of the key, as far as there is one
+	Message string `json:"message"`        // what is wrong
+	Hint    string `json:"hint,omitempty"` // what to do, or what was probably meant; may be empty
 }
 
 // String is the problem on one line.

@@ -71,6 +71,10 @@ func TestCommandLineRunsACommandInAMachineOfItsOwn(t *testing.T) {
 	cliScript(t, "run.txtar", runtimeDir(t), "")
 }
 
+func TestAPersonKeepsASessionAndGoesOnFromIt(t *testing.T) {
+	cliScript(t, "snapshot.txtar", runtimeDir(t), "")
+}
+
 // cli runs the program on a runtime directory.
 func cli(t *testing.T, runtime string, args ...string) (string, error) {
 	t.Helper()

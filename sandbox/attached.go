@@ -108,6 +108,13 @@ func (a *Attached) describe(ctx context.Context, m wire.Describe) (description, 
 	return d, err
 }
 
+// Snapshot is Session.Snapshot, made by the process that holds the session, in its snapshots.
+func (a *Attached) Snapshot(ctx context.Context, name string, o SnapshotOptions) (*Taken, error) {
+	var taken Taken
+	err := a.call(ctx, wire.OpSnapshot, "", wire.TakeSnapshot{Name: name, Disk: o.Disk}, &taken)
+	return &taken, err
+}
+
 // End ends the session for everybody, and waits until nothing of it is left or ctx ends. The
 // reason is what its holder and its users are told.
 func (a *Attached) End(ctx context.Context, reason string) error {

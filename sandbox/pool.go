@@ -49,8 +49,9 @@ func (p *pool) want(o Options) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.like == nil || !alike(*p.like, o) {
-		o.Label, o.Dir, o.Mounts, o.Denials, o.Network, o.Visited = "", "/", nil, nil, nil, nil
-		p.like = &o
+		like := impersonal(o)
+		like.Dir = "/"
+		p.like = &like
 	}
 	p.kick()
 }
@@ -64,10 +65,13 @@ func (p *pool) kick() {
 
 // alike reports whether a session made for a can serve b.
 func alike(a, b Options) bool {
-	// These come when the session is taken; a machine does not know its directory.
-	a.Label, a.Dir, a.Mounts, a.Denials, a.Network, a.Visited = "", "", nil, nil, nil, nil
-	b.Label, b.Dir, b.Mounts, b.Denials, b.Network, b.Visited = "", "", nil, nil, nil, nil
-	return reflect.DeepEqual(a, b)
+	return reflect.DeepEqual(impersonal(a), impersonal(b))
+}
+
+// impersonal leaves out what a session gets when it is taken; a machine does not know its directory.
+func impersonal(o Options) Options {
+	o.Label, o.Dir, o.Mounts, o.Denials, o.Network, o.Visited, o.Snapshotted = "", "", nil, nil, nil, nil, nil
+	return o
 }
 
 // take returns a ready session like o, or nil.
@@ -203,7 +207,8 @@ func (h *Host) pooled(ctx context.Context, o Options) *Session {
 		if err == nil {
 			now := time.Now()
 			s.mu.Lock()
-			s.opts.Label, s.opts.Dir, s.opts.Mounts, s.opts.Network, s.opts.Visited = o.Label, o.Dir, o.Mounts, o.Network, o.Visited
+			s.opts.Label, s.opts.Dir, s.opts.Mounts, s.opts.Network = o.Label, o.Dir, o.Mounts, o.Network
+			s.opts.Visited, s.opts.Snapshotted = o.Visited, o.Snapshotted
 			s.created, s.lastUsed, s.origin = now, now, OriginPooled
 			if o.Denials != nil {
 				s.denials = o.Denials

@@ -64,6 +64,9 @@ func (s *Session) Snapshot(ctx context.Context, name string, o SnapshotOptions) 
 	}
 	m.Bytes = template.DiskUsage(s.host.snapshots.Dir(name))
 	s.log.Info("snapshot made", "name", name, "bytes", m.Bytes, "pause", taken.Pause.Round(time.Millisecond))
+	if told := s.options().Snapshotted; told != nil {
+		told(m)
+	}
 	return taken, nil
 }
 
@@ -191,12 +194,12 @@ func (h *Host) fits(m *Snapshot, o *Options) error {
 		return nil // it boots
 	}
 	var errs []error
-	differ := func(what, then, now string) {
+	differ := func(then, now string) {
 		if then != now {
-			errs = append(errs, fmt.Errorf("it was made with %s %s, and here is %s", what, then, now))
+			errs = append(errs, fmt.Errorf("it was made with %s, and here is %s", then, now))
 		}
 	}
-	differ("the QEMU", m.QEMU, h.qemuVersion)
+	differ(m.QEMU, h.qemuVersion)
 	list, reason, err := qemu.Candidates(h.opts.Accelerator, qemu.LoadVerdicts(h.opts.CacheDir, h.qemuPath+" "+h.qemuVersion))
 	if err != nil {
 		return err
@@ -209,7 +212,7 @@ func (h *Host) fits(m *Snapshot, o *Options) error {
 	}
 	if name, digest := cpuIdentity(); m.Accelerator != string(qemu.TCG) && digest != m.CPUDigest {
 		// Translated code has seen nothing of the host's processor.
-		differ("the processor", m.CPU+" ["+m.CPUDigest+"]", name+" ["+digest+"]")
+		differ("the processor "+m.CPU+" ["+m.CPUDigest+"]", name+" ["+digest+"]")
 	}
 	if len(errs) > 0 {
 		return errors.Join(errs...)

@@ -57,6 +57,9 @@ type Options struct {
 	// is about to start, of an SFTP server as sftp; an error refuses it. The function that it returns is called when the
 	// command has ended or was left running. Nil: nobody is told.
 	Visited func(Command) (ended func(Exit, error), err error)
+	// Snapshotted is told of each snapshot that was made of the session, also when an attached program
+	// asked for it. Nil: nobody is told.
+	Snapshotted func(*Snapshot)
 }
 
 // State is where a session is in its life.

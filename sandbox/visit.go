@@ -243,6 +243,8 @@ func (v *visitor) answer(st *yamux.Stream, req *wire.Request, closed <-chan stru
 		return v.end(st, req)
 	case wire.OpSSH:
 		return v.ssh(st, req, closed)
+	case wire.OpSnapshot:
+		return v.snapshot(st, req)
 	}
 	if !passedOn[req.Op] {
 		return fmt.Errorf("%q is not for programs that attach: %w", req.Op, ErrInvalid)
@@ -331,6 +333,18 @@ func (v *visitor) ssh(st *yamux.Stream, req *wire.Request, closed <-chan struct{
 	return nil
 }
 
+func (v *visitor) snapshot(st *yamux.Stream, req *wire.Request) error {
+	var m wire.TakeSnapshot
+	if err := wire.Unmarshal(req.Body, &m); err != nil {
+		return fmt.Errorf("%w: %w", err, ErrInvalid)
+	}
+	taken, err := v.session.Snapshot(v.ctx, m.Name, SnapshotOptions{Disk: m.Disk})
+	if err != nil {
+		return err
+	}
+	return wire.SendReply(st, taken, nil)
+}
+
 func (v *visitor) end(st *yamux.Stream, req *wire.Request) error {
 	var m wire.EndSession
 	if err := wire.Unmarshal(req.Body, &m); err != nil {
@@ -362,6 +376,8 @@ func wireError(err error) *wire.Error {
 		return &wire.Error{Code: wire.CodeNoJob, Msg: bare(err, ErrNoJob)}
 	case errors.Is(err, ErrLimit):
 		return &wire.Error{Code: wire.CodeLimit, Msg: bare(err, ErrLimit)}
+	case errors.Is(err, ErrBusy):
+		return &wire.Error{Code: wire.CodeBusy, Msg: bare(err, ErrBusy)}
 	}
 	return &wire.Error{Code: code, Msg: bare(err, ErrInvalid)}
 }

@@ -141,7 +141,7 @@ was cut off.`,
 			return err
 		},
 	})
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 

@@ -47,12 +47,30 @@ func (a *app) configShow() *cobra.Command {
 		},
 	})
 	cmd.Flags().BoolVar(&origin, "origin", false, "also say where each value comes from")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
+// checked is `config check --json`.
+type checked struct {
+	File     string            `json:"file,omitempty"`
+	OK       bool              `json:"ok"`
+	Mistakes []configs.Problem `json:"mistakes"`
+	Warnings []configs.Problem `json:"warnings"`
+	NotHere  []string          `json:"not_here"` // why no session can start on this machine
+}
+
+// newChecked has lists in place of nothing.
+func newChecked(file string, mistakes, warnings []configs.Problem, notHere []string) checked {
+	return checked{
+		File: file, OK: len(mistakes) == 0, Mistakes: append([]configs.Problem{}, mistakes...),
+		Warnings: append([]configs.Problem{}, warnings...), NotHere: append([]string{}, notHere...),
+	}
+}
+
 func (a *app) configCheck() *cobra.Command {
-	return a.withFlags(&cobra.Command{
+	var asJSON bool
+	cmd := a.withFlags(&cobra.Command{
 		Use: "check [FILE]", Short: "Report every mistake in a file, or in what is in force",
 		Long: `Report every mistake, each with its place and a remedy, and exit with 2 if there
 is one; so is a directory to be mounted that does not exist. With FILE only that
@@ -67,8 +85,16 @@ starting on this machine is a warning.`,
 			}
 			src.Here = true
 			c, err := configs.Load(src)
+			var wrong *configs.Error
+			if asJSON && errors.As(err, &wrong) {
+				file, _ := configs.Locate(src)
+				return errors.Join(err, printJSON(cmd.OutOrStdout(), newChecked(file, wrong.Problems, nil, nil)))
+			}
 			if err != nil {
 				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), newChecked(c.File(), nil, c.Warnings(), impossible(c)))
 			}
 			what := c.File()
 			if what == "" {
@@ -84,6 +110,8 @@ starting on this machine is a warning.`,
 			return nil
 		},
 	})
+	jsonFlag(cmd, &asJSON)
+	return cmd
 }
 
 func only(env []string, name string) []string {
@@ -134,14 +162,32 @@ func configExample() *cobra.Command {
 	}
 }
 
+// ruleView is a rule of mounts in `config rules --json`.
+type ruleView struct {
+	Pattern string   `json:"pattern"`
+	Except  []string `json:"except,omitempty"`
+}
+
+func ruleViews(rules []vfs.Rule) []ruleView {
+	views := make([]ruleView, len(rules))
+	for i, r := range rules {
+		views[i] = ruleView{r.Pattern, r.Except}
+	}
+	return views
+}
+
 func configRules() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use: "rules", Short: "Print what is protected and hidden in mounts by default",
 		Long: `Print the default rules of mounts: what a machine can read and not change
 (protect), and what it does not see (hide). A mount's protect.remove and
 hide.remove leave patterns of these out.`,
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), map[string][]ruleView{"protect": ruleViews(vfs.DefaultProtect()), "hide": ruleViews(vfs.DefaultHide())})
+			}
 			for _, list := range []struct {
 				key   string
 				rules []vfs.Rule
@@ -160,4 +206,6 @@ hide.remove leave patterns of these out.`,
 			return nil
 		},
 	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
 }

@@ -60,15 +60,19 @@ func (b *sandboxes) Snapshot(ctx context.Context, id, name string, disk bool) (*
 	if err != nil {
 		return nil, err
 	}
-	taken, err := s.Session.Snapshot(ctx, name, sandbox.SnapshotOptions{Disk: disk})
-	if err == nil {
-		s.record.copied("kept", "as snapshot "+name)
-	}
-	return taken, err
+	return s.Session.Snapshot(ctx, name, sandbox.SnapshotOptions{Disk: disk})
 }
 
 // Restore makes a session that goes on from a snapshot, within the configured limits.
 func (b *sandboxes) Restore(ctx context.Context, name string, o tools.SessionOptions) (tools.Session, error) {
+	s, err := b.restore(ctx, name, o)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (b *sandboxes) restore(ctx context.Context, name string, o tools.SessionOptions) (*session, error) {
 	host, err := b.theHost(ctx)
 	if err != nil {
 		return nil, err

@@ -88,7 +88,7 @@ exit code is 1 if one failed. --probe starts a machine to find out for sure.`,
 			return err
 		},
 	})
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	cmd.Flags().BoolVar(&probe, "probe", false, "start a machine, which also finds out whether the accelerator works")
 	return cmd
 }

@@ -52,6 +52,6 @@ and what is missed is made again.`,
 	})
 	cmd.Flags().IntVar(&days, "keep-days", 7, "keep templates, unnamed images and downloads that were used within so many days")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say what would be removed")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }

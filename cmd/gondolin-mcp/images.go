@@ -44,6 +44,7 @@ func imagesBuild(open openStore) *cobra.Command {
 	var spec images.Spec
 	var from string
 	var maxBytes byteSize
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "build",
 		Short: "Build an image, by default the one that sessions use",
@@ -83,6 +84,9 @@ needs --name; --name default makes it the one that sessions use.`,
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "image %.12s is ready after %s (%s)\n",
 				img.ID(), lasted(time.Since(began)), images.FormatBytes(img.Manifest.TotalSize()))
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), row(img))
+			}
 			fmt.Fprintln(cmd.OutOrStdout(), img.ID())
 			return nil
 		},
@@ -98,6 +102,7 @@ needs --name; --name default makes it the one that sessions use.`,
 	f.StringVar(&spec.Arch, "arch", "", "amd64 or arm64 (default: this machine's)")
 	f.BoolVar(&spec.Force, "force", false, "build even if the same image was built before")
 	f.Var(&maxBytes, "max-bytes", "refuse a root file system that unpacks to more, such as 4GiB (default 32GiB)")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -182,7 +187,7 @@ func imagesList(open openStore) *cobra.Command {
 			return errors.Join(w.Flush(), lerr)
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -213,7 +218,7 @@ func imagesInspect(open openStore) *cobra.Command {
 			return printImage(cmd.OutOrStdout(), img)
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -244,8 +249,16 @@ func printImage(out io.Writer, img *images.Image) error {
 	return w.Flush()
 }
 
+// verified is one row of `images verify --json`.
+type verified struct {
+	Ref   string `json:"ref"`
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty"`
+}
+
 func imagesVerify(open openStore) *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use: "verify [REF...]", Short: "Hash every file of the named images, or of all",
 		Args: arguments(0, anyNumber),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -261,21 +274,32 @@ func imagesVerify(open openStore) *cobra.Command {
 					args = append(args, img.ID())
 				}
 			}
-			progress := images.NewProgress(cmd.ErrOrStderr())
+			rows, progress := []verified{}, images.NewProgress(cmd.ErrOrStderr())
 			for _, ref := range args {
-				if err := store.Verify(cmd.Context(), ref, progress); err != nil {
+				err := store.Verify(cmd.Context(), ref, progress)
+				switch {
+				case err != nil:
 					errs = append(errs, err)
-					continue
+					rows = append(rows, verified{Ref: ref, Error: err.Error()})
+				case asJSON:
+					rows = append(rows, verified{Ref: ref, OK: true})
+				default:
+					fmt.Fprintf(cmd.OutOrStdout(), "%s\tok\n", ref)
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s\tok\n", ref)
+			}
+			if asJSON {
+				errs = append(errs, printJSON(cmd.OutOrStdout(), rows))
 			}
 			return errors.Join(errs...)
 		},
 	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
 }
 
 func imagesRemove(open openStore) *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use: "remove REF...", Aliases: []string{"rm"}, Short: "Remove images, or one of an image's several names",
 		Args: arguments(1, anyNumber),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -283,18 +307,33 @@ func imagesRemove(open openStore) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var errs []error
+			rows, errs := []images.Removed{}, []error(nil)
 			for _, ref := range args {
 				gone, err := store.Remove(cmd.Context(), ref)
 				if err != nil {
 					errs = append(errs, err)
 					continue
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "removed %s %s (%s)\n", gone.Kind, gone.Name, images.FormatBytes(gone.Bytes))
+				rows = append(rows, gone)
 			}
-			return errors.Join(errs...)
+			return errors.Join(append(errs, printRemoved(cmd.OutOrStdout(), rows, asJSON))...)
 		},
 	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+// printRemoved prints what was removed by name.
+func printRemoved(out io.Writer, rows []images.Removed, asJSON bool) error {
+	if asJSON {
+		return printJSON(out, rows)
+	}
+	for _, r := range rows {
+		if _, err := fmt.Fprintf(out, "removed %s %s (%s)\n", r.Kind, r.Name, images.FormatBytes(r.Bytes)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func imagesGC(open openStore) *cobra.Command {
@@ -319,7 +358,7 @@ func imagesGC(open openStore) *cobra.Command {
 	}
 	cmd.Flags().IntVar(&days, "keep-days", 0, "keep unnamed images and downloads that were used within so many days")
 	cmd.Flags().BoolVar(&policy.DryRun, "dry-run", false, "only say what would go")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -340,6 +379,11 @@ func printGC(out io.Writer, report images.GCReport, dry, asJSON bool) error {
 	}
 	_, err := fmt.Fprintf(out, "%s %s in all\n", verb, images.FormatBytes(report.Bytes()))
 	return err
+}
+
+// jsonFlag adds --json.
+func jsonFlag(cmd *cobra.Command, asJSON *bool) {
+	cmd.Flags().BoolVar(asJSON, "json", false, "print JSON")
 }
 
 func printJSON(w io.Writer, v any) error {

@@ -25,8 +25,20 @@ func (a *app) newPolicyCommand() *cobra.Command {
 	return cmd
 }
 
+// policyChecked is `policy check --json`; what no rule matches is denied.
+type policyChecked struct {
+	Rules    []policyRule      `json:"rules"`
+	Warnings []configs.Problem `json:"warnings"`
+}
+
+type policyRule struct {
+	Name   string `json:"name"`
+	Action string `json:"action"`
+	What   string `json:"what"`
+}
+
 func (a *app) policyCheck() *cobra.Command {
-	var strict bool
+	var strict, asJSON bool
 	cmd := a.withFlags(&cobra.Command{
 		Use: "check [FILE]", Short: "List the rules in force, and what is wrong or suspicious about them",
 		Long: `List the rules in the order in which they are looked at, and report every mistake (exit
@@ -44,14 +56,23 @@ ends with 1.`,
 				return err
 			}
 			view := newPolicyView(c)
-			out, o := cmd.OutOrStdout(), view.Overview()
-			for _, r := range o.Rules {
-				fmt.Fprintf(out, "%-5s  %s  (%s)\n", r.Action, r.What, r.Name)
-			}
-			fmt.Fprintf(out, "deny   everything else\n")
-			warnings := c.Warnings()
-			for _, w := range warnings {
-				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
+			out, o, warnings := cmd.OutOrStdout(), view.Overview(), append([]configs.Problem{}, c.Warnings()...)
+			if asJSON {
+				rules := []policyRule{}
+				for _, r := range o.Rules {
+					rules = append(rules, policyRule{r.Name, r.Action, r.What})
+				}
+				if err := printJSON(out, policyChecked{rules, warnings}); err != nil {
+					return err
+				}
+			} else {
+				for _, r := range o.Rules {
+					fmt.Fprintf(out, "%-5s  %s  (%s)\n", r.Action, r.What, r.Name)
+				}
+				fmt.Fprintf(out, "deny   everything else\n")
+				for _, w := range warnings {
+					fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
+				}
 			}
 			if strict && len(warnings) > 0 {
 				return quietError{errors.New("there are warnings")}
@@ -60,6 +81,7 @@ ends with 1.`,
 		},
 	})
 	cmd.Flags().BoolVar(&strict, "strict", false, "end with 1 if there is a warning")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -112,7 +134,7 @@ WHAT is one of
 			return err
 		},
 	})
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	cmd.Flags().StringVar(&kind, "kind", "", "what WHAT is: http, ssh, tcp, dns, path or secret (default: guessed)")
 	return cmd
 }

@@ -126,7 +126,7 @@ names as its workspace at /workspace; --workspace=DIR names another one, and
 		a.newLogsCommand(),
 		a.newInspectCommand(),
 		a.newKillCommand(),
-		newSnapshotCommand(),
+		a.newSnapshotCommand(),
 		a.newGCCommand(),
 		newManCommand(),
 		a.newConfigCommand(),

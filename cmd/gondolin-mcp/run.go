@@ -59,9 +59,50 @@ func (f *commandFlags) command(args []string) (sandbox.Command, error) {
 	return c, nil
 }
 
+// newSession says what session a command makes for itself.
+type newSession struct {
+	name     string
+	snapshot string // that it goes on from
+}
+
+func (n *newSession) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&n.name, "name", "", "`name` of the session in lists and for attach")
+	cmd.Flags().StringVar(&n.snapshot, "snapshot", "", "go on from this snapshot, with its processes and disk")
+	if err := cmd.RegisterFlagCompletionFunc("snapshot", completeSnapshots); err != nil {
+		panic(err) // a command that was put together wrongly
+	}
+}
+
+// setBySnapshot are flags for what a machine that goes on from a snapshot has of it.
+var setBySnapshot = []string{"image", "root", "cpus", "memory", "disk", "processes"}
+
+func (n *newSession) check(cmd *cobra.Command) error {
+	if f := cmd.Flags().Lookup("snapshot"); f.Changed && n.snapshot == "" {
+		return usageError{named(cmd, errors.New("--snapshot is empty: give it a name, or leave it out"))}
+	}
+	if n.snapshot == "" {
+		return nil
+	}
+	for _, name := range setBySnapshot {
+		if f := cmd.Flags().Lookup(name); f != nil && f.Changed {
+			return usageError{named(cmd, fmt.Errorf("--%s does not go with --snapshot: the machine has what it had when the snapshot was made", name))}
+		}
+	}
+	return nil
+}
+
+// make makes the session.
+func (n *newSession) make(ctx context.Context, boxes *sandboxes) (*session, error) {
+	o := tools.SessionOptions{Label: n.name}
+	if n.snapshot != "" {
+		return boxes.restore(ctx, n.snapshot, o)
+	}
+	return boxes.create(ctx, o)
+}
+
 func (a *app) newRunCommand() *cobra.Command {
 	var f commandFlags
-	var name string
+	var n newSession
 	cmd := a.withFlags(&cobra.Command{
 		Use: "run [flags] -- COMMAND [ARGUMENT...]", Short: "Run a command in a machine of its own, which is then thrown away",
 		Long: `Run a command in a new machine and throw that away. Standard input, output and error are the
@@ -75,17 +116,17 @@ While it runs, the session is in gondolin-mcp list.` + exitCodesHelp,
   tar c . | gondolin-mcp run -- tar t`,
 		Args: arguments(1, anyNumber),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.runOnce(cmd, &f, name, args, false)
+			return a.runOnce(cmd, &f, &n, args, false)
 		},
 	})
 	f.add(cmd)
-	cmd.Flags().StringVar(&name, "name", "", "`name` of the session in lists and for attach")
+	n.add(cmd)
 	return cmd
 }
 
 func (a *app) newShellCommand() *cobra.Command {
 	var f commandFlags
-	var name string
+	var n newSession
 	cmd := a.withFlags(&cobra.Command{
 		Use: "shell [flags] [SESSION]", Short: "Open a shell in a new machine, or in one that runs",
 		Long: `Open a shell in a new machine, which is thrown away when the shell ends, or in the machine of a
@@ -110,13 +151,13 @@ gondolin-mcp ssh does.` + exitCodesHelp,
 						return usageError{named(cmd, fmt.Errorf("--%s does not go with --ssh: leave one of them out", flag))}
 					}
 				}
-				return a.ssh(cmd, nil, false, name)
+				return a.ssh(cmd, nil, false, &n)
 			}
-			return a.runOnce(cmd, &f, name, nil, true)
+			return a.runOnce(cmd, &f, &n, nil, true)
 		},
 	})
 	f.add(cmd)
-	cmd.Flags().StringVar(&name, "name", "", "`name` of the session in lists and for attach")
+	n.add(cmd)
 	return cmd
 }
 
@@ -144,7 +185,10 @@ func onlyNew(cmd *cobra.Command) error {
 }
 
 // runOnce makes a session, runs a command in it, and ends it.
-func (a *app) runOnce(cmd *cobra.Command, f *commandFlags, name string, args []string, person bool) error {
+func (a *app) runOnce(cmd *cobra.Command, f *commandFlags, n *newSession, args []string, person bool) error {
+	if err := n.check(cmd); err != nil {
+		return err
+	}
 	front := newFront(cmd)
 	if err := front.wantTerminal(cmd, f.tty, person); err != nil {
 		return err
@@ -157,7 +201,7 @@ func (a *app) runOnce(cmd *cobra.Command, f *commandFlags, name string, args []s
 	if err != nil {
 		return err
 	}
-	s, end, err := sessionFor(cmd, config, name)
+	s, end, err := sessionFor(cmd, config, n)
 	if err != nil {
 		return err
 	}
@@ -183,7 +227,7 @@ func (a *app) runOnce(cmd *cobra.Command, f *commandFlags, name string, args []s
 }
 
 // sessionFor makes a session for one command; end ends it and all that was opened for it.
-func sessionFor(cmd *cobra.Command, config *configs.Config, name string) (_ *session, end func(), err error) {
+func sessionFor(cmd *cobra.Command, config *configs.Config, n *newSession) (_ *session, end func(), err error) {
 	quietly(config)
 	log, closeLog, err := newLogger(config, cmd.ErrOrStderr())
 	if err != nil {
@@ -202,7 +246,7 @@ func sessionFor(cmd *cobra.Command, config *configs.Config, name string) (_ *ses
 		closeLog()
 	}
 	boxes.pruneRecords()
-	s, err := boxes.create(cmd.Context(), tools.SessionOptions{Label: name})
+	s, err := n.make(cmd.Context(), boxes)
 	switch {
 	case err == nil:
 		return s, end, nil

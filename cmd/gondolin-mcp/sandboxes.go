@@ -189,7 +189,8 @@ func (b *sandboxes) equip(ctx context.Context, opts *sandbox.Options, roots []st
 		release()
 		return nil, err
 	}
-	opts.Mounts, opts.Denials, opts.Network, opts.Visited = files.mounts, files.denials, net.Network, net.record.follow
+	opts.Mounts, opts.Denials, opts.Network = files.mounts, files.denials, net.Network
+	opts.Visited, opts.Snapshotted = net.record.follow, func(m *sandbox.Snapshot) { net.record.copied("kept", "as snapshot "+m.Name) }
 	if opts.Dir == "" {
 		opts.Dir = files.dir
 	}

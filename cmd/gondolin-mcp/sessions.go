@@ -92,7 +92,7 @@ func (a *app) newListCommand() *cobra.Command {
 			return errors.Join(w.Flush(), lerr)
 		},
 	})
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print ids only")
 	return cmd
 }
@@ -132,7 +132,7 @@ func (a *app) newInspectCommand() *cobra.Command {
 			})
 		},
 	})
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -201,14 +201,20 @@ func (i *inspection) print(out io.Writer) error {
 	return w.Flush()
 }
 
+// killed is one row of `kill --json`.
+type killed struct {
+	ID string `json:"id"`
+}
+
 func (a *app) newKillCommand() *cobra.Command {
-	return a.registryFlags(&cobra.Command{
+	var asJSON bool
+	cmd := a.registryFlags(&cobra.Command{
 		Use: "kill SESSION...", Short: "End sessions: their machines and all that runs in them",
 		Long: `End sessions, whichever process holds them, and wait until nothing is left of them. An agent
 whose session it was is told so; its next call makes a new one.`,
 		Args: arguments(1, anyNumber), ValidArgsFunction: a.completeSessions(anyNumber),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var errs []error
+			rows, errs := []killed{}, []error(nil)
 			for _, name := range args {
 				err := a.withSession(cmd, name, func(s *sandbox.Attached) error {
 					ctx, cancel := context.WithTimeoutCause(cmd.Context(), endTimeout, fmt.Errorf("session %s did not end within %s", s.ID(), endTimeout))
@@ -216,14 +222,22 @@ whose session it was is told so; its next call makes a new one.`,
 					if err := s.End(ctx, "the user ended it with `gondolin-mcp kill`"); err != nil {
 						return err
 					}
-					fmt.Fprintln(cmd.OutOrStdout(), s.ID())
+					rows = append(rows, killed{s.ID()})
+					if !asJSON {
+						fmt.Fprintln(cmd.OutOrStdout(), s.ID())
+					}
 					return nil
 				})
 				errs = append(errs, err)
 			}
+			if asJSON {
+				errs = append(errs, printJSON(cmd.OutOrStdout(), rows))
+			}
 			return errors.Join(errs...)
 		},
 	})
+	jsonFlag(cmd, &asJSON)
+	return cmd
 }
 
 // logsView is `logs --json`.
@@ -256,7 +270,7 @@ by its whole id.`,
 	cmd.Flags().IntVarP(&lines, "lines", "n", 50, "how many records or lines")
 	cmd.Flags().BoolVar(&console, "console", false, "show what the machine printed")
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is recorded later, until interrupted")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 

@@ -15,16 +15,52 @@ import (
 )
 
 // newSnapshotCommand is `gondolin-mcp snapshot`.
-func newSnapshotCommand() *cobra.Command {
+func (a *app) newSnapshotCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "snapshot", Short: "Look after snapshots of sessions",
-		Long: `Look after snapshots of sessions. An agent makes them with the tool session, action snapshot, and
-goes on from one with the action restore. Each is a directory of its own.`,
+		Use: "snapshot", Short: "Make snapshots of sessions and look after them",
+		Long: `Make snapshots of sessions and look after them. run, shell and ssh go on from one with --snapshot NAME.
+An agent has the actions snapshot and restore of the tool session. Each snapshot is a directory of its own.`,
 		Args: noSuchCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.SetFlagErrorFunc(flagError)
-	cmd.AddCommand(snapshotList(), snapshotInspect(), snapshotRemove())
+	cmd.AddCommand(a.snapshotCreate(), snapshotList(), snapshotInspect(), snapshotRemove())
+	return cmd
+}
+
+// takenView is `snapshot create --json`.
+type takenView struct {
+	*sandbox.Snapshot
+	PauseMS int64 `json:"pause_ms"`
+}
+
+func (a *app) snapshotCreate() *cobra.Command {
+	var disk, asJSON bool
+	cmd := a.registryFlags(&cobra.Command{
+		Use: "create SESSION NAME", Short: "Keep a session's memory, processes and disk under a name",
+		Long: `Keep a session's machine as it is now: memory, processes and disk. The session stands still for a
+moment and goes on. It is refused, with the process and the file, while a process uses a mount. With
+--disk-only no process is kept; what goes on from that boots.`,
+		Example: `  gondolin-mcp snapshot create 4uuv deps-installed
+  gondolin-mcp shell --snapshot deps-installed`,
+		Args: arguments(2, 2), ValidArgsFunction: a.completeSessions(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withSession(cmd, args[0], func(s *sandbox.Attached) error {
+				t, err := s.Snapshot(cmd.Context(), args[1], sandbox.SnapshotOptions{Disk: disk})
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(cmd.OutOrStdout(), takenView{t.Snapshot, t.Pause.Milliseconds()})
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "kept session %s as snapshot %s (%s, %s); it stood still for %s\n",
+					s.ID(), t.Name, holds(t.Snapshot), images.FormatBytes(t.Bytes), t.Pause.Round(time.Millisecond))
+				return err
+			})
+		},
+	})
+	cmd.Flags().BoolVar(&disk, "disk-only", false, "keep files and no processes")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -50,7 +86,7 @@ func snapshotList() *cobra.Command {
 			return errors.Join(w.Flush(), lerr)
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -59,6 +95,18 @@ func holds(m *sandbox.Snapshot) string {
 		return "processes and files"
 	}
 	return "files"
+}
+
+// completeSnapshots completes one name of a snapshot.
+func completeSnapshots(_ *cobra.Command, _ []string, toComplete string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	list, _ := sandbox.OpenSnapshots("").List() // those that are whole
+	var words []cobra.Completion
+	for _, m := range list {
+		if strings.HasPrefix(m.Name, toComplete) {
+			words = append(words, cobra.CompletionWithDesc(m.Name, holds(m)))
+		}
+	}
+	return words, cobra.ShellCompDirectiveNoFileComp
 }
 
 func snapshotInspect() *cobra.Command {
@@ -78,7 +126,7 @@ func snapshotInspect() *cobra.Command {
 			return printSnapshot(cmd.OutOrStdout(), store.Dir(m.Name), m)
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -104,21 +152,24 @@ func printSnapshot(out io.Writer, dir string, m *sandbox.Snapshot) error {
 }
 
 func snapshotRemove() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use: "remove NAME...", Aliases: []string{"rm"}, Short: "Remove snapshots; sessions that were restored from them go on",
 		Args: arguments(1, anyNumber),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			store := sandbox.OpenSnapshots("")
-			var errs []error
+			rows, errs := []images.Removed{}, []error(nil)
 			for _, name := range args {
 				freed, err := store.Remove(name)
 				if err != nil {
 					errs = append(errs, err)
 					continue
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "removed snapshot %s (%s)\n", name, images.FormatBytes(freed))
+				rows = append(rows, images.Removed{Kind: "snapshot", Name: name, Bytes: freed})
 			}
-			return errors.Join(errs...)
+			return errors.Join(append(errs, printRemoved(cmd.OutOrStdout(), rows, asJSON))...)
 		},
 	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
 }

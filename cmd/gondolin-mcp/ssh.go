@@ -15,7 +15,7 @@ import (
 )
 
 func (a *app) newSSHCommand() *cobra.Command {
-	show, name := false, ""
+	show, n := false, newSession{}
 	cmd := a.withFlags(&cobra.Command{
 		Use: "ssh [flags] [-- COMMAND...]", Short: "Open a session over SSH",
 		Long: `Make a session and open it with this computer's ssh: a shell, or a command whose
@@ -29,14 +29,17 @@ machine's loopback, which editors need.` + exitCodesHelp,
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return a.ssh(cmd, args, show, name) },
+		RunE: func(cmd *cobra.Command, args []string) error { return a.ssh(cmd, args, show, &n) },
 	})
 	cmd.Flags().BoolVar(&show, "print", false, "print the command and wait")
-	cmd.Flags().StringVar(&name, "name", "", "`name` of the session in lists and for attach")
+	n.add(cmd)
 	return cmd
 }
 
-func (a *app) ssh(cmd *cobra.Command, args []string, show bool, name string) error {
+func (a *app) ssh(cmd *cobra.Command, args []string, show bool, n *newSession) error {
+	if err := n.check(cmd); err != nil {
+		return err
+	}
 	client, err := sshClient(cmd, show, args)
 	if err != nil {
 		return err
@@ -46,7 +49,10 @@ func (a *app) ssh(cmd *cobra.Command, args []string, show bool, name string) err
 		return err
 	}
 	config.SSH.Enabled = false // this one is opened below
-	s, end, err := sessionFor(cmd, config, firstOf(name, "ssh"))
+	if n.snapshot == "" {
+		n.name = firstOf(n.name, "ssh") // else it has the snapshot's
+	}
+	s, end, err := sessionFor(cmd, config, n)
 	if err != nil {
 		return err
 	}

@@ -49,6 +49,7 @@ const (
 	OpDetach   Op = "detach" // leave a process of this connection running; ProcessRef
 	OpEnd      Op = "end"
 	OpSSH      Op = "ssh" // the server is there until the stream closes
+	OpSnapshot Op = "snapshot"
 )
 
 // Request begins a stream.

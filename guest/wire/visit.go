@@ -22,6 +22,12 @@ type Describe struct {
 	Denials bool `cbor:"2,keyasint,omitempty"` // what the host refused the guest
 }
 
+// TakeSnapshot asks for a snapshot of the session; OpSnapshot.
+type TakeSnapshot struct {
+	Name string `cbor:"1,keyasint"`
+	Disk bool   `cbor:"2,keyasint,omitempty"` // the disk alone
+}
+
 // OpenSSH asks for an SSH server for the session; OpSSH.
 type OpenSSH struct {
 	Forward bool `cbor:"1,keyasint,omitempty"`
