@@ -47,6 +47,7 @@ type doctor struct {
 	probe   bool
 	qemu    string // path; empty when there is none that can be used
 	version string // what QEMU says of itself
+	slowTLS bool   // it translates AES to plain arithmetic
 	image   bool   // it is there and whole
 }
 
