@@ -345,10 +345,11 @@ func printRecord(w io.Writer, r audit.Record) error {
 	if r.Command != "" {
 		add("%q", r.Command)
 	}
-	if r.Status != 0 || r.Kind == audit.KindExec && r.Done {
+	failed := r.Kind == audit.KindExec && r.Verdict == audit.Error // and has no status
+	if r.Status != 0 || r.Kind == audit.KindExec && r.Done && !failed {
 		add("-> %d", r.Status)
 	}
-	if r.Detail != "" {
+	if r.Detail != "" && !failed {
 		add("%s", r.Detail)
 	}
 	if r.Sent > 0 || r.Received > 0 {
