@@ -139,13 +139,28 @@ func join(stream net.Conn, conn *net.TCPConn) {
 		}
 		_ = conn.CloseWrite()
 	})
-	_, err := io.CopyBuffer(onlyWriter{stream}, onlyReader{conn}, make([]byte, bufferSize))
+	_, err := io.CopyBuffer(onlyWriter{stream}, prompt{conn}, make([]byte, bufferSize))
 	_ = stream.Close()
 	if err != nil {
 		conn.Close()
 		_ = stream.SetReadDeadline(time.Unix(1, 0))
 	}
 	up.Wait()
+}
+
+// prompt acknowledges what it reads at once. A server that writes an answer's head and its
+// body one after the other, as Python's does, holds the body back until the head is acknowledged (RFC 896), which
+// a receiver may delay: 40 ms on Linux.
+type prompt struct{ conn *net.TCPConn }
+
+func (p prompt) Read(b []byte) (int, error) {
+	n, err := p.conn.Read(b)
+	if n < len(b) && err == nil { // else more is there already
+		if raw, rerr := p.conn.SyscallConn(); rerr == nil {
+			_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1) }) // tcp(7): until it is sent, not for good
+		}
+	}
+	return n, err
 }
 
 // onlyReader and onlyWriter keep CopyBuffer from using another buffer than the one it is given.
