@@ -39,14 +39,17 @@ func (a *app) snapshotCreate() *cobra.Command {
 	cmd := a.registryFlags(&cobra.Command{
 		Use: "create SESSION NAME", Short: "Keep a session's memory, processes and disk under a name",
 		Long: `Keep a session's machine as it is now: memory, processes and disk. The session stands still for a
-moment and goes on. It is refused, with the process and the file, while a process uses a mount. With
---disk-only no process is kept; what goes on from that boots.`,
+moment and goes on. It is refused, with the process and the path, while a process uses a mount. With
+--disk-only no process is kept, none is in the way, and what goes on from that boots.`,
 		Example: `  gondolin-mcp snapshot create 4uuv deps-installed
   gondolin-mcp shell --snapshot deps-installed`,
 		Args: arguments(2, 2), ValidArgsFunction: a.completeSessions(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withSession(cmd, args[0], func(s *sandbox.Attached) error {
 				t, err := s.Snapshot(cmd.Context(), args[1], sandbox.SnapshotOptions{Disk: disk})
+				if errors.Is(err, sandbox.ErrBusy) {
+					err = fmt.Errorf("%w: end them or have them leave it, or keep files alone with --disk-only", err)
+				}
 				if err != nil {
 					return err
 				}
